@@ -1,0 +1,43 @@
+"""Stores: everything durable behind one URL."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlsplit
+
+from flatfleet.runtime.errors import StoreUrlError, did_you_mean
+from flatfleet.runtime.owner import this_process
+from flatfleet.runtime.stores.contract import LEASE, Driver
+from flatfleet.runtime.stores.store import Store
+
+SCHEMES = ("memory", "sqlite")
+DEFAULT_URL = "sqlite:fleet.db"
+
+
+def open_store(url: str = DEFAULT_URL, *, owner: str | None = None, lease: float = LEASE) -> Store:
+    """Return the store behind a URL; it connects when it is first used.
+
+    `memory:` lives and dies with the process. `sqlite:PATH[?synchronous=NORMAL|FULL]` is a file, relative to the
+    working folder. Raises StoreUrlError for anything else.
+    """
+    return Store(_driver(url), url, owner or this_process(), lease)
+
+
+def _driver(url: str) -> Driver:
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        from flatfleet.runtime.stores.memory import MemoryDriver
+
+        return MemoryDriver()
+    if parts.scheme == "sqlite":
+        from flatfleet.runtime.stores.sqlite import SQLiteDriver
+
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        synchronous = options.pop("synchronous", "NORMAL").upper()
+        path = parts.path.removeprefix("//") if not parts.netloc else parts.netloc + parts.path
+        if options or synchronous not in ("NORMAL", "FULL"):
+            raise StoreUrlError(f"store URL '{url}': the only option is synchronous=NORMAL or synchronous=FULL")
+        if not path or path.endswith("/"):
+            raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
+        return SQLiteDriver(path, synchronous)
+    scheme = parts.scheme or url
+    raise StoreUrlError(f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, SCHEMES)} (as in {DEFAULT_URL})")

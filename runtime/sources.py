@@ -1,0 +1,266 @@
+"""What a user types after `--input`, turned into work items: folders, globs, documents and JSONL rows.
+
+Nothing is opened before it is needed and nothing is read whole: a 10 GB JSONL streams row by row.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatfleet.runtime.errors import SourceError, UsageError, did_you_mean
+from flatfleet.runtime.rows import BadRow, read_rows, row_key, with_fields
+
+DOCUMENTS = (".txt", ".md", ".markdown", ".pdf")
+ROWS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+SUPPORTED = f"supported are {' '.join(DOCUMENTS)} (one item each) and {' '.join(ROWS)} (one item a row)"
+_HINTS = {
+    ".json": " — turn a JSON array into rows with: jq -c '.[]' in.json > out.jsonl",
+    ".csv": " — turn a CSV table into .jsonl, one object a row",
+    ".docx": " — export it as PDF or plain text",
+    ".doc": " — export it as PDF or plain text",
+    ".html": " — save it as PDF or plain text",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One work item: the key that makes it unique, and the data that its task gets."""
+
+    key: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One file or row that did not become an item: where it stands (`file.jsonl:17`), and why not."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file that a spec leads to, with the name under which messages mention it."""
+
+    path: Path
+    label: str
+
+
+def expand(
+    spec: str | Sequence[str], *, limit: int | None = None, fields: Mapping[str, str] | None = None
+) -> Iterator[Source | Skipped]:
+    """Return the items behind one or several specs, lazily, in a stable order.
+
+    A spec is a folder (recursive and sorted; hidden names and linked folders are left out), a glob (`**` works) or
+    a file; `~` expands. A document becomes `{"path": absolute path, "name": stem}` with the path as its key; a row
+    becomes an item whose key is its `key`, `id` or `doi`, else `{file name}#{hash of the row}`. `fields` sets
+    `target=source` in each item first. At most `limit` sources are returned; what is skipped does not count.
+
+    Every spec is checked before this returns: raises SourceError for one that does not exist, is not supported,
+    cannot be read or leads to no supported file, and UsageError for a negative `limit`. The iterator itself
+    raises SourceError at its end if there was nothing at all in the files.
+    """
+    if limit is not None and limit < 0:
+        raise UsageError(f"the limit of items must be 0 or more, got {limit}")
+    specs = [spec] if isinstance(spec, str) else list(spec)
+    if not specs:
+        raise SourceError(f"no input was given; name a folder, a glob or a file — {SUPPORTED}")
+    found = [_find(one) for one in specs]
+    return _items(found, ", ".join(specs), limit, dict(fields or {}))
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """Parse `text=body,title=meta.title` into `{"text": "body", "title": "meta.title"}`.
+
+    Raises UsageError for a part without `=`, an empty or dotted target, an empty step of a source, or a repetition.
+    """
+    example = "expected target=source pairs such as text=body,title=meta.title"
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        target, equals, source = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UsageError(f"fields: {part.strip()!r} has no '=' — {example}")
+        if not target or "." in target:
+            raise UsageError(f"fields: {target!r} in {part.strip()!r} is no plain field name — {example}")
+        if not all(source.split(".")):
+            raise UsageError(f"fields: {source!r} in {part.strip()!r} names no field — {example}")
+        if target in fields:
+            raise UsageError(f"fields: {target!r} is set twice, from {fields[target]!r} and from {source!r}")
+        fields[target] = source
+    return fields
+
+
+def _find(spec: str) -> Iterator[_Found | Skipped]:
+    """Check one spec and return its files, lazily for a folder."""
+    if not spec.strip() or "\0" in spec:
+        raise SourceError(f"the input {spec!r} is no path; name a folder, a glob or a file — {SUPPORTED}")
+    typed = str(Path(spec).expanduser()) if spec.startswith("~") else spec
+    path = Path(os.path.abspath(typed))  # noqa: PTH100 - `..` must go, links must stay: one file, one key
+    try:
+        if path.is_dir():
+            return _folder(spec, path)
+        if path.exists():
+            return iter([_file(spec, path)])
+        if glob.has_magic(typed):
+            return _matches(spec, typed)
+    except PermissionError as error:
+        raise SourceError(f"no permission to look at {spec!r}; check its folder's mode, or run as its owner") from error
+    except OSError as error:
+        raise SourceError(f"{spec!r} cannot be used as an input: {error.strerror}") from error
+    raise SourceError(_missing(spec, path))
+
+
+def _file(spec: str, path: Path) -> _Found:
+    if not path.is_file():
+        raise SourceError(f"{spec!r} is neither a file nor a folder; save it to a file first — {SUPPORTED}")
+    if not _suffix(path.name):
+        hint = _HINTS.get(path.suffix.lower(), "")
+        raise SourceError(f"{spec!r} is not a supported file ({path.suffix or 'no suffix'}): {SUPPORTED}{hint}")
+    if not os.access(path, os.R_OK):
+        raise SourceError(f"no permission to read {spec!r}; change its mode (chmod +r) or run as its owner")
+    return _Found(path, path.name)
+
+
+def _folder(spec: str, root: Path) -> Iterator[_Found | Skipped]:
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise SourceError(f"no permission to list the folder {spec!r}; change its mode or run as its owner")
+    if not any(isinstance(entry, _Found) and _suffix(entry.path.name) for entry in _walk(root)):
+        raise SourceError(_nothing(f"the folder {spec!r}", (e.path for e in _walk(root) if isinstance(e, _Found))))
+    return (entry for entry in _walk(root) if isinstance(entry, Skipped) or _suffix(entry.path.name))
+
+
+def _walk(root: Path) -> Iterator[_Found | Skipped]:
+    """Yield every file below `root`, each folder in the order of its names, without recursion or open handles."""
+    stack: list[tuple[str, bool]] = [(str(root), True)]
+    while stack:
+        path, is_folder = stack.pop()
+        label = os.path.relpath(path, root)
+        if not is_folder:
+            yield _Found(Path(path), label)
+            continue
+        try:
+            with os.scandir(path) as entries:
+                names = sorted((e.name, e.path, e.is_dir(follow_symlinks=False), e.is_dir()) for e in entries)
+        except OSError as error:
+            yield Skipped(label, f"the folder cannot be listed: {error.strerror}")
+            continue
+        stack += [
+            (full, folder)
+            for name, full, folder, leads_to_folder in reversed(names)
+            if not name.startswith(".") and folder == leads_to_folder
+        ]
+
+
+def _matches(spec: str, pattern: str) -> Iterator[_Found | Skipped]:
+    found = sorted(Path(match) for match in glob.iglob(pattern, recursive=True))
+    files = [match for match in found if not match.is_dir()]
+    usable = [match for match in files if _suffix(match.name)]
+    if usable:
+        return (_Found(Path(os.path.abspath(match)), str(match)) for match in usable)  # noqa: PTH100
+    if files:
+        raise SourceError(_nothing(f"the glob {spec!r}", files))
+    if found:
+        raise SourceError(
+            f"the glob {spec!r} matches {len(found)} folders and no file; end it in /**/* to go into them"
+        )
+    start = Path(pattern[: pattern.index(next(char for char in pattern if char in "*?["))] + "x").parent
+    raise SourceError(f"nothing matches the glob {spec!r}{_near(start, Path(pattern).name)}")
+
+
+def _nothing(what: str, files: Iterable[Path]) -> str:
+    counts = Counter(path.suffix.lower() or "no suffix" for path in files)
+    seen = ", ".join(f"{number} {suffix}" for suffix, number in counts.most_common(8)) or "nothing"
+    hint = next((_HINTS[suffix] for suffix, _ in counts.most_common() if suffix in _HINTS), "")
+    return f"{what} holds no supported file (found: {seen}); {SUPPORTED}{hint}"
+
+
+def _missing(spec: str, path: Path) -> str:
+    if "://" in spec:
+        return f"{spec!r} is an address, and nothing is downloaded; fetch it first and name the file — {SUPPORTED}"
+    parent = next(folder for folder in path.parents if folder.is_dir())
+    return f"there is no file or folder {spec!r}{_near(parent, path.relative_to(parent).parts[0])}"
+
+
+def _near(folder: Path, name: str) -> str:
+    """Say which names in `folder` are closest to `name`: a handful, for a folder may hold thousands."""
+    try:
+        names = sorted(e.name + "/" * e.is_dir() for e in folder.iterdir() if e.is_dir() or _suffix(e.name))
+    except OSError:
+        return f"; {folder} cannot be listed"
+    names = [entry for entry in names if not entry.startswith(".")]
+    known = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
+    more = f" (and {len(names) - len(known)} more)" if len(names) > len(known) else ""
+    return f" (looked in {folder})" + (did_you_mean(name, known) or " — nothing there is supported") + more
+
+
+def _suffix(name: str) -> str:
+    """Return the supported suffix of a file name, or an empty string."""
+    lower = name.lower()
+    return next((suffix for suffix in ROWS + DOCUMENTS if lower.endswith(suffix)), "")
+
+
+def _items(
+    found: Iterable[Iterator[_Found | Skipped]], specs: str, limit: int | None, fields: dict[str, str]
+) -> Iterator[Source | Skipped]:
+    first: dict[bytes, tuple[str, int]] = {}
+    sources = skips = 0
+    if limit == 0:
+        return
+    for entry in (entry for files in found for entry in files):
+        for item, label, line in _open(entry, fields):
+            if isinstance(item, Skipped):
+                skips += 1
+                yield item
+                continue
+            digest = hashlib.blake2b(item.key.encode(), digest_size=16).digest()
+            if digest in first:
+                skips += 1
+                where = _where(*first[digest])
+                yield Skipped(_where(label, line), f"the key {item.key[:120]!r} was already seen in {where}")
+                continue
+            first[digest] = (label, line)
+            sources += 1
+            yield item
+            if sources == limit:
+                return
+    if not sources and not skips:
+        raise SourceError(f"{specs!r} holds no row; a row is one JSON object a line")
+
+
+def _where(label: str, line: int) -> str:
+    return f"{label}:{line}" if line else label
+
+
+def _open(entry: _Found | Skipped, fields: dict[str, str]) -> Iterator[tuple[Source | Skipped, str, int]]:
+    """Yield the items of one file, each with the label of the file and its line (0: the file itself)."""
+    if isinstance(entry, Skipped):
+        yield entry, entry.where, 0
+        return
+    path, label = entry.path, entry.label
+    if any("\ud800" <= char <= "\udfff" for char in str(path)):
+        yield Skipped(ascii(label)[1:-1], "its name is not UTF-8; rename the file"), label, 0
+    elif not path.is_file() or not os.access(path, os.R_OK):
+        yield Skipped(label, "it cannot be read; check its mode, or where its link leads"), label, 0
+    elif _suffix(path.name) in ROWS:
+        for line, row in read_rows(path):
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                data = with_fields(row, fields)
+                yield Source(row_key(data) or row_key(data, path.name), data), label, line
+            except BadRow as bad:
+                yield Skipped(_where(label, line), str(bad)), label, line
+    else:
+        try:
+            data = with_fields({"path": str(path), "name": path.stem}, fields)
+            yield Source(str(path), data), label, 0
+        except BadRow as bad:
+            yield Skipped(label, str(bad)), label, 0

@@ -1,0 +1,300 @@
+"""Group commit for SQLite: whatever operations are pending run in one transaction, each in its own savepoint."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import random
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from flatfleet.runtime.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x666C6565  # "flee"
+BUSY_PATIENCE = 60.0
+CACHED_STATEMENTS = 256
+
+
+@functools.cache
+def statements() -> dict[str, str]:
+    """The named blocks of sqlite.sql."""
+    text = resources.files("flatfleet.runtime.stores").joinpath("sqlite.sql").read_text(encoding="utf-8")
+    blocks = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
+    return {name: body.strip() for name, body in zip(blocks[1::2], blocks[2::2], strict=True)}
+
+
+class Tx:
+    """What an operation sees: the connection inside a transaction, the time, and the counters to move."""
+
+    __slots__ = ("counts", "db", "now", "once", "sql")
+
+    def __init__(self, db: sqlite3.Connection, now: float) -> None:
+        self.db = db
+        self.now = now
+        self.sql = statements()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.once: set[str] = set()
+
+    def run(self, name: str, args: Any = ()) -> sqlite3.Cursor:
+        """Execute the named statement."""
+        return self.db.execute(self.sql[name], args)
+
+    def move(self, pool: str, source: str | None, target: str | None, n: int = 1) -> None:
+        """Note that `n` items of the pool changed their state (None: pushed, or removed)."""
+        if source is not None:
+            self.counts[pool, source] -= n
+        if target is not None:
+            self.counts[pool, target] += n
+
+
+@dataclass(slots=True)
+class _Call:
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    writes: bool
+    future: asyncio.Future[Any]
+    undo: Callable[[Any], Awaitable[Any]] | None
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass
+class GroupCommit:
+    """One SQLite file, one connection, one thread; callers are answered after the commit.
+
+    `run(op, *args)` queues `op(tx, *args)`. What is queued while a batch commits makes the next batch, so the cost of
+    a commit is shared by as many callers as there are. An operation that raises is rolled back alone. A busy database
+    is retried with 1–5 ms of jitter, and surfaces only after a minute.
+    """
+
+    path: Path
+    synchronous: str = "NORMAL"
+    clock: Callable[[], float] = time.time
+    _queue: list[_Call] = field(default_factory=list)
+    _connection: aiosqlite.Connection | None = None
+    _reader: aiosqlite.Connection | None = None
+    _flusher: asyncio.Task[None] | None = None
+    _undoing: set[asyncio.Task[Any]] = field(default_factory=set)
+    _inode: int = 0
+    _checked: float = 0.0
+
+    async def run(
+        self, op: Callable[..., T], *args: Any, writes: bool = True, undo: Callable[[T], Awaitable[Any]] | None = None
+    ) -> T:
+        """Run `op(tx, *args)` in the next transaction and return its result once it is committed.
+
+        If the caller is cancelled the operation is dropped if it has not begun; if it is done, `undo(result)` runs.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Call(op, args, writes, future, undo))
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush(), name="flatfleet-group-commit")
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if undo is not None and future.done() and not future.cancelled() and future.exception() is None:
+                self._start_undo(undo, future.result())
+            raise
+
+    async def read(self, op: Callable[..., T], *args: Any) -> T:
+        """Run a long read on a second connection, so that writers do not wait for it."""
+        await self._open()
+        if self._reader is None:
+            self._reader = await self._connect()
+        try:
+            return await self._reader._execute(self._read, self._reader._conn, op, args)
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from error
+
+    async def close(self) -> None:
+        """Commit what is queued and close; the write-ahead log is folded into the file."""
+        while self._flusher is not None and not self._flusher.done():
+            await asyncio.wait([self._flusher])
+        if self._undoing:
+            await asyncio.gather(*self._undoing, return_exceptions=True)
+        connections, self._connection, self._reader = (self._reader, self._connection), None, None
+        for connection in connections:
+            if connection is not None:
+                await connection.close()
+
+    # -- the event loop's side -----------------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        while self._queue:
+            batch = [call for call in self._queue if not call.future.cancelled()]
+            self._queue = []
+            try:
+                connection = await self._open()
+                await connection._execute(self._commit, connection._conn, batch)
+            except Exception as error:
+                fault = self._unavailable(error) if isinstance(error, sqlite3.Error | OSError) else error
+                for call in batch:
+                    call.error = call.error or fault
+            for call in batch:
+                self._answer(call)
+
+    def _answer(self, call: _Call) -> None:
+        if call.future.cancelled():
+            if call.undo is not None and call.error is None:
+                self._start_undo(call.undo, call.result)
+        elif call.error is not None:
+            error = call.error
+            call.future.set_exception(self._unavailable(error) if isinstance(error, sqlite3.Error) else error)
+        else:
+            call.future.set_result(call.result)
+
+    def _start_undo(self, undo: Callable[[Any], Awaitable[Any]], result: Any) -> None:
+        async def run() -> None:
+            await undo(result)
+
+        task = asyncio.create_task(run(), name="flatfleet-undo")
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    async def _open(self) -> aiosqlite.Connection:
+        if self._connection is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                connection = await self._connect()
+                try:
+                    await connection._execute(self._prepare, connection._conn)
+                except BaseException:
+                    await connection.close()
+                    raise
+                self._connection = connection
+            except (sqlite3.Error, OSError) as error:
+                raise self._unavailable(error) from error
+        return self._connection
+
+    async def _connect(self) -> aiosqlite.Connection:
+        return await aiosqlite.connect(
+            self.path, isolation_level=None, timeout=0, cached_statements=CACHED_STATEMENTS, check_same_thread=False
+        )
+
+    def _unavailable(self, error: BaseException) -> StoreUnavailable:
+        return StoreUnavailable(f"the store {self.path} cannot be used: {error}. {_advice(str(error))}")
+
+    # -- the connection thread's side ------------------------------------------------------------------------------------
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        self._patiently(db, "PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {self.synchronous}")
+        db.execute("PRAGMA journal_size_limit = 16777216")
+        self._patiently(db, "BEGIN IMMEDIATE")
+        try:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+            if tables and db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise StoreUnavailable(f"{self.path} is a database of another program; name another file with --store")
+            if version > SCHEMA_VERSION:
+                raise StoreUnavailable(
+                    f"{self.path} was made by a newer flatfleet (schema {version}, this one knows {SCHEMA_VERSION}); "
+                    "upgrade flatfleet, or name another file with --store"
+                )
+            if not tables:
+                for statement in statements()["schema"].split(";"):
+                    if statement.strip():
+                        db.execute(statement)
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        self._inode = self.path.stat().st_ino
+
+    def _commit(self, db: sqlite3.Connection, batch: list[_Call]) -> None:
+        self._check_file()
+        self._patiently(db, "BEGIN IMMEDIATE" if any(call.writes for call in batch) else "BEGIN")
+        try:
+            tx = Tx(db, self.clock())
+            counts: Counter[tuple[str, str]] = Counter()
+            for call in batch:
+                if call.future.cancelled():
+                    continue
+                db.execute("SAVEPOINT op")
+                tx.counts = Counter()
+                try:
+                    call.result = call.op(tx, *call.args)
+                except BaseException as error:
+                    call.error = error
+                    if not db.in_transaction:  # SQLite gave the whole transaction up (disk full, I/O error)
+                        raise
+                    tx.once.clear()
+                    db.execute("ROLLBACK TO op")
+                else:
+                    counts.update(tx.counts)
+                db.execute("RELEASE op")
+            moved = [(pool, state, n) for (pool, state), n in counts.items() if n]
+            if moved:
+                db.executemany(tx.sql["count"], moved)
+            self._patiently(db, "COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def _read(self, db: sqlite3.Connection, op: Callable[..., T], args: tuple[Any, ...]) -> T:
+        self._patiently(db, "BEGIN")
+        try:
+            return op(Tx(db, self.clock()), *args)
+        finally:
+            db.execute("COMMIT")
+
+    def _patiently(self, db: sqlite3.Connection, statement: str) -> None:
+        started = time.monotonic()
+        while True:
+            try:
+                db.execute(statement)
+                return
+            except sqlite3.OperationalError as error:
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
+                if time.monotonic() - started > BUSY_PATIENCE:
+                    raise
+                time.sleep(random.uniform(0.001, 0.005))
+
+    def _check_file(self) -> None:
+        """Notice, once a second, that the file is gone: SQLite would go on writing into the deleted one."""
+        if time.monotonic() - self._checked < 1.0:
+            return
+        self._checked = time.monotonic()
+        try:
+            same = os.stat(self.path).st_ino == self._inode  # noqa: PTH116
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise StoreUnavailable(
+                f"the store {self.path} was deleted or replaced while in use; what is in it now is not this run's. "
+                "Run the same command again to start from what is there"
+            )
+
+
+def _advice(text: str) -> str:
+    for words, advice in (
+        ("readonly", "The file or its folder is read-only: change its permissions, or name another with --store"),
+        ("unable to open", "Check that the folder exists and can be written, or name another file with --store"),
+        ("full", "Free some disk space and run the same command again: what was acknowledged is kept"),
+        ("locked", "Another process holds it for a minute already: end that process"),
+        ("not a database", "The file is not an SQLite database: move it away, or name another with --store"),
+        ("malformed", "The file is damaged: restore a copy, or `sqlite3 FILE .recover`; a new --store starts afresh"),
+        ("denied", "Change its permissions, or name another file with --store"),
+        ("Not a directory", "A part of the path is a file: name another path with --store"),
+    ):
+        if words.lower() in text.lower():
+            return advice + "."
+    return "Check the disk and the file, then run the same command again."

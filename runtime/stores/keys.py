@@ -1,0 +1,43 @@
+"""Names: how a pool and a key become an item id, and which names are allowed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+
+from flatfleet.runtime.errors import UsageError
+
+_POOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+_HASHED = re.compile(r".*-[0-9a-f]{12}")
+_MAX_SLUG = 60
+
+
+def check_pool(name: str) -> str:
+    """Return `name` if it can name a pool; UsageError otherwise."""
+    if not isinstance(name, str) or not _POOL.fullmatch(name) or ".." in name:
+        raise UsageError(
+            f"pool name {name!r}: use 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter or digit"
+        )
+    return name
+
+
+def slug(key: str) -> str:
+    """A safe, readable, injective form of a key: itself where it is plain, else its last words and 12 hex of SHA-256."""
+    if _PLAIN.fullmatch(key) and len(key) <= _MAX_SLUG and not _HASHED.fullmatch(key):
+        return key
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    words = re.findall(r"[A-Za-z0-9]+", re.split(r"[\\/]", key.rstrip("\\/"))[-1])
+    return "-".join([*words, digest])[-_MAX_SLUG:].lstrip("-")
+
+
+def item_id(pool: str, key: str | None) -> str:
+    """`{pool}:{slug}`: the item's id, its task's execution id, and the authority of its URIs; unique without a key."""
+    return f"{pool}:{slug(key) if key is not None else uuid.uuid4().hex}"
+
+
+def item_of(execution_id: str) -> str | None:
+    """The item id that an execution id is or descends from ({pool}:{slug}:state:child…), if it has that form."""
+    parts = execution_id.split(":", 2)
+    return ":".join(parts[:2]) if len(parts) >= 2 else None

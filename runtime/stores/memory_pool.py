@@ -1,0 +1,143 @@
+"""One pool in memory: heaps for what can run, what is delayed and whose lease ends next, and the counters over them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+from flatfleet.runtime.stores.contract import Attempt, Counts, State
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An item as the memory store holds it; `data` and `result` are JSON text, so that nobody else can change them."""
+
+    id: str
+    pool: str
+    key: str
+    data: str
+    priority: int
+    sequence: int
+    needs: frozenset[str]
+    max_attempts: int
+    max_crashes: int
+    created: float
+    state: State | None = None
+    due: float = 0.0
+    result: str = "null"
+    token: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    worker: str | None = None
+    owner: str | None = None
+    error_type: str | None = None
+    error: str | None = None
+    started: float | None = None
+    finished: float | None = None
+    history: list[Attempt] = field(default_factory=list)
+
+
+class Pool:
+    """The items of one pool by state.
+
+    A ready entry stands once in the heap of its `requires`, a delayed one once in the delayed heap or, when it is due,
+    in the ready one. The lease heap is lazy: an entry that was renewed or ended leaves a stale row behind, which is
+    skipped when it comes up and swept when the stale ones outnumber the claims.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.claims: dict[str, Entry] = {}
+        self.overdue: dict[str, Entry] = {}
+        self.dead: dict[str, Entry] = {}
+        self._ready: dict[frozenset[str], list[tuple[int, int, Entry]]] = {}
+        self._delayed: list[tuple[float, int, Entry]] = []
+        self._leases: list[tuple[float, int, Entry]] = []
+        self._ticks = itertools.count()
+        self._tally: Counter[State] = Counter()
+        self._ripe = 0
+
+    def move(self, entry: Entry, state: State, due: float = 0.0) -> None:
+        """Take the entry out of its present state's books and enter it into those of `state`."""
+        self._leave(entry)
+        entry.state, entry.due = state, due
+        self._tally[state] += 1
+        if state == "ready":
+            self._line_up(entry)
+        elif state == "delayed":
+            heapq.heappush(self._delayed, (due, next(self._ticks), entry))
+        elif state == "claimed":
+            self.claims[entry.id] = entry
+            self._watch(entry)
+        elif state == "dead":
+            self.dead[entry.id] = entry
+
+    def renew(self, entry: Entry, until: float) -> None:
+        """Let the lease of a claimed entry end at `until`."""
+        entry.due = until
+        self.overdue.pop(entry.id, None)
+        self._watch(entry)
+
+    def settle(self, now: float) -> None:
+        """Line up what is due and list the claims whose lease has run out, without changing any item."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self._line_up(heapq.heappop(self._delayed)[2])
+            self._ripe += 1
+        while self._leases and self._leases[0][0] <= now:
+            until, _, entry = heapq.heappop(self._leases)
+            if entry.state == "claimed" and entry.due == until:
+                self.overdue[entry.id] = entry
+
+    def take(self, able: frozenset[str]) -> Entry | None:
+        """Remove and return the entry that is next in line among those whose needs are met; the caller moves it."""
+        lines = [line for needs, line in self._ready.items() if needs <= able]
+        if not lines:
+            return None
+        entry = heapq.heappop(line := min(lines, key=itemgetter(0)))[2]
+        if not line:
+            del self._ready[entry.needs]
+        return entry
+
+    def counts(self, now: float) -> Counts:
+        self.settle(now)
+        return Counts(
+            waiting=self._tally["ready"] + self._ripe,
+            delayed=self._tally["delayed"] - self._ripe,
+            claimed=len(self.claims) - len(self.overdue),
+            expired=len(self.overdue),
+            completed=self._tally["completed"],
+            dead=len(self.dead),
+        )
+
+    def next_due(self, now: float) -> float | None:
+        """Return when the next delayed entry ripens or the next lease ends; an expired claim's end lies in the past."""
+        self.settle(now)
+        while self._leases and (self._leases[0][2].state != "claimed" or self._leases[0][2].due != self._leases[0][0]):
+            heapq.heappop(self._leases)
+        heads = [heap[0][0] for heap in (self._delayed, self._leases) if heap]
+        return min([*heads, *(entry.due for entry in self.overdue.values())], default=None)
+
+    def _leave(self, entry: Entry) -> None:
+        if entry.state is None:
+            return
+        self._tally[entry.state] -= 1
+        if entry.state == "delayed":
+            self._ripe -= 1
+        elif entry.state == "claimed":
+            del self.claims[entry.id]
+            self.overdue.pop(entry.id, None)
+        elif entry.state == "dead":
+            del self.dead[entry.id]
+
+    def _line_up(self, entry: Entry) -> None:
+        line = self._ready.setdefault(entry.needs, [])
+        heapq.heappush(line, (-entry.priority, entry.sequence, entry))
+
+    def _watch(self, entry: Entry) -> None:
+        heapq.heappush(self._leases, (entry.due, next(self._ticks), entry))
+        if len(self._leases) > 2 * len(self.claims) + 64:
+            self._leases = [(claim.due, next(self._ticks), claim) for claim in self.claims.values()]
+            heapq.heapify(self._leases)

@@ -1,0 +1,260 @@
+"""The SQLite driver: one file, durable, shared by all processes of a machine."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flatmachines import Signal, WorkerRecord, WorkerRegistration
+
+from flatfleet.runtime.errors import LeaseLost, WorkerConflict
+from flatfleet.runtime.stores import sqlite_items as sql_items
+from flatfleet.runtime.stores.contract import (
+    LIVE_WORKER,
+    Attempt,
+    Beat,
+    Claim,
+    Counts,
+    Failure,
+    Item,
+    NewItem,
+    SnapshotRow,
+    State,
+)
+from flatfleet.runtime.stores.group import GroupCommit, Tx
+from flatfleet.runtime.stores.text import dump, stamp
+
+PUSH_CHUNK = 1000
+
+
+class SQLiteDriver:
+    """contract.Driver over one SQLite file. `synchronous` NORMAL survives kill -9, FULL survives power loss."""
+
+    durable = True
+
+    def __init__(
+        self, path: Path | str, synchronous: str = "NORMAL", clock: Callable[[], float] = time.time
+    ) -> None:
+        self._group = GroupCommit(Path(path).expanduser().absolute(), synchronous, clock)
+        self._write = self._group.run
+        self._look = functools.partial(self._group.run, writes=False)
+
+    # -- items -----------------------------------------------------------------------------------------------------
+
+    async def push(self, pool: str, items: Sequence[NewItem]) -> list[bool]:
+        added: list[bool] = []
+        for start in range(0, len(items), PUSH_CHUNK):
+            added += await self._write(sql_items.push, pool, items[start : start + PUSH_CHUNK])
+        return added
+
+    async def claim(
+        self, pool: str, worker: str, owner: str, n: int, lease: float, capabilities: Collection[str]
+    ) -> list[Claim]:
+        return await self._write(
+            sql_items.claim, pool, worker, owner, n, lease, capabilities, undo=self._unclaim
+        )
+
+    async def _unclaim(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            await self.release(claim.id, claim.token)
+
+    async def complete(self, item_id: str, result: Any, token: int | None, cost: float) -> None:
+        await self._write(sql_items.complete, item_id, result, token, cost)
+
+    async def fail(self, item_id: str, failure: Failure, token: int | None, cost: float) -> State:
+        return await self._write(sql_items.fail, item_id, failure, token, cost)
+
+    async def release(self, item_id: str, token: int | None) -> None:
+        await self._write(sql_items.release, item_id, token)
+
+    async def hand_back(
+        self, *, pool: str | None = None, worker: str | None = None, owner: str | None = None, crashed: bool
+    ) -> int:
+        if pool is None and worker is None and owner is None:
+            raise ValueError("hand_back needs a pool, a worker or an owner")
+        return await self._write(sql_items.hand_back, pool, worker, owner, crashed)
+
+    async def retry(self, pool: str, ids: Sequence[str] | None) -> int:
+        return await self._write(sql_items.retry, pool, ids)
+
+    async def item(self, item_id: str) -> Item | None:
+        return await self._look(sql_items.item, item_id)
+
+    async def items(self, pool: str, state: State | None, limit: int, after: str | None) -> list[Item]:
+        return await self._group.read(sql_items.items, pool, state, limit, after)
+
+    async def attempts(self, item_id: str) -> list[Attempt]:
+        return await self._look(sql_items.attempts, item_id)
+
+    async def counts(self, pool: str) -> Counts:
+        return await self._look(sql_items.counts, pool)
+
+    async def pools(self) -> list[str]:
+        return await self._look(sql_items.pools)
+
+    async def errors(self, pool: str) -> dict[str, int]:
+        return await self._look(sql_items.errors, pool)
+
+    async def next_due(self, pool: str) -> float | None:
+        return await self._look(sql_items.next_due, pool)
+
+    # -- workers ---------------------------------------------------------------------------------------------------
+
+    async def register(
+        self, worker: WorkerRegistration, owner: str, lease: float, metadata: Mapping[str, Any]
+    ) -> WorkerRecord:
+        return await self._write(_register, worker, owner, lease, dict(metadata))
+
+    async def beat(self, owner: str, workers: Sequence[str], leases: Mapping[str, int], lease: float) -> Beat:
+        return await self._write(_beat, owner, list(workers), list(leases.items()), lease)
+
+    async def set_status(self, worker_id: str, status: str, metadata: Mapping[str, Any] | None = None) -> None:
+        await self._write(_set_status, worker_id, status, dict(metadata or {}))
+
+    async def workers(self, worker_id: str | None = None) -> list[WorkerRecord]:
+        return await self._look(_workers, worker_id)
+
+    async def owners(self) -> list[str]:
+        return await self._look(lambda tx: [row[0] for row in tx.run("owners")])
+
+    async def mark_lost(self, owner: str | None) -> list[str]:
+        return await self._write(_mark_lost, owner)
+
+    # -- entries, snapshots, signals, locks ----------------------------------------------------------------------------
+
+    async def put(self, key: str, value: Any) -> None:
+        text = dump(value, f"the entry {key}")
+        await self._write(lambda tx: tx.run("put", (key, text)) and None)
+
+    async def get(self, key: str) -> tuple[bool, Any]:
+        row = await self._look(lambda tx: tx.run("get", (key,)).fetchone())
+        return (True, json.loads(row[0])) if row else (False, None)
+
+    async def drop(self, key: str) -> None:
+        await self._write(lambda tx: tx.run("drop", (key,)) and None)
+
+    async def save_snapshot(self, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None) -> None:
+        await self._write(_save_snapshot, row, fence, drop)
+
+    async def load_snapshot(self, execution_id: str) -> SnapshotRow | None:
+        row = await self._look(lambda tx: tx.run("load_snapshot", (execution_id,)).fetchone())
+        return SnapshotRow(*row) if row else None
+
+    async def drop_snapshots(self, execution_id: str) -> None:
+        await self._write(sql_items.drop_tree, execution_id)
+
+    async def snapshots(self, event: str | None, channel: str | None) -> list[SnapshotRow]:
+        rows = await self._look(
+            lambda tx: tx.run("snapshots", {"event": event, "channel": channel}).fetchall()
+        )
+        return [SnapshotRow(row[0], row[1], b"", row[2], row[3], row[4]) for row in rows]
+
+    async def send(self, channel: str, data: Any) -> str:
+        text, signal_id = dump(data, f"the message to {channel}"), uuid.uuid4().hex
+        await self._write(lambda tx: tx.run("send", (signal_id, channel, text, tx.now)) and None)
+        return signal_id
+
+    async def consume(self, channel: str) -> Signal | None:
+        row = await self._write(lambda tx: tx.run("consume", (channel,)).fetchone())
+        return _signal(row) if row else None
+
+    async def peek(self, channel: str) -> list[Signal]:
+        rows = await self._look(lambda tx: tx.run("peek", (channel,)).fetchall())
+        return [_signal(row) for row in rows]
+
+    async def channels(self) -> list[str]:
+        return await self._look(lambda tx: [row[0] for row in tx.run("channels")])
+
+    async def lock(self, key: str, owner: str, lease: float) -> bool:
+        return await self._write(
+            lambda tx: tx.run("lock", {"key": key, "owner": owner, "until": tx.now + lease, "now": tx.now}).rowcount == 1
+        )
+
+    async def unlock(self, key: str, owner: str) -> None:
+        await self._write(lambda tx: tx.run("unlock", (key, owner)) and None)
+
+    async def close(self) -> None:
+        await self._group.close()
+
+
+def _register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metadata: dict[str, Any]) -> WorkerRecord:
+    found = _workers(tx, worker.worker_id)
+    started = worker.started_at
+    if found and found[0].status in LIVE_WORKER:
+        old = found[0].metadata
+        if old["owner"] == owner:
+            started = found[0].started_at
+            metadata = {k: v for k, v in old.items() if k not in ("owner", "lease_until")} | metadata
+        elif old["lease_until"] > tx.now:
+            raise WorkerConflict(
+                f"worker '{worker.worker_id}' is alive under {old['owner']}; this process is {owner}. "
+                "Give the worker another id, or wait until that one has ended"
+            )
+    capabilities = dump(worker.capabilities, "capabilities") if worker.capabilities is not None else None
+    tx.run(
+        "put_worker",
+        (worker.worker_id, tx.now, started, worker.host, worker.pid, capabilities, owner, tx.now + lease)
+        + (dump(metadata, "the metadata of a worker"),),
+    )
+    return _workers(tx, worker.worker_id)[0]
+
+
+def _beat(tx: Tx, owner: str, workers: list[str], leases: list[tuple[str, int]], lease: float) -> Beat:
+    until = tx.now + lease
+    lost = sql_items.renew(tx, leases, until)
+    tx.run("beat_locks", (until, owner))
+    statuses: dict[str, str | None] = {}
+    for worker in workers:
+        tx.run("beat_worker", (tx.now, until, worker, owner))
+        row = tx.run("worker_status", (worker, owner)).fetchone()
+        statuses[worker] = row[0] if row else None
+    return Beat(tuple(lost), statuses)
+
+
+def _set_status(tx: Tx, worker_id: str, status: str, metadata: dict[str, Any]) -> None:
+    if not tx.run("set_status", (status, dump(metadata, "the metadata of a worker"), worker_id)).rowcount:
+        raise KeyError(f"no worker '{worker_id}' in this store")
+
+
+def _workers(tx: Tx, worker_id: str | None) -> list[WorkerRecord]:
+    cursor = tx.run("all_workers") if worker_id is None else tx.run("workers", (worker_id,))
+    cursor.row_factory = sqlite3.Row
+    return [
+        WorkerRecord(
+            worker_id=row["id"],
+            status=row["status"],
+            last_heartbeat=stamp(row["heartbeat"]),
+            host=row["host"],
+            pid=row["pid"],
+            capabilities=json.loads(row["capabilities"]) if row["capabilities"] else None,
+            started_at=row["started"],
+            current_task_id=row["item"],
+            metadata=json.loads(row["metadata"]) | {"owner": row["owner"], "lease_until": row["lease_until"]},
+        )
+        for row in cursor.fetchall()
+    ]
+
+
+def _mark_lost(tx: Tx, owner: str | None) -> list[str]:
+    lost = [row[0] for row in tx.run("mark_lost", {"owner": owner, "now": tx.now}).fetchall()]
+    if owner is not None:
+        tx.run("unlock_owner", (owner,))
+    return lost
+
+
+def _save_snapshot(tx: Tx, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None) -> None:
+    if fence is not None and tx.run("fence", fence).fetchone() is None:
+        raise LeaseLost(f"item {fence[0]}: token {fence[1]} no longer holds it; the checkpoint was refused")
+    tx.run("save_snapshot", (row.execution_id, row.name, row.body, row.event, row.channel, tx.now))
+    if drop:
+        tx.run("drop_range", (drop, drop + sql_items.LAST, row.execution_id))
+
+
+def _signal(row: tuple[str, str, str, float]) -> Signal:
+    return Signal(id=row[0], channel=row[1], data=json.loads(row[2]), created_at=stamp(row[3]))

@@ -1,0 +1,278 @@
+-- All SQL of the SQLite store, in named blocks (`-- name: x`). Times are seconds since the epoch.
+--
+-- Payloads, results and attempts live beside `items`, so that a claim rewrites one short row whatever an item weighs.
+-- `counters` holds the number of items per pool and state; every transaction that moves items moves it too.
+
+-- name: schema
+CREATE TABLE items (
+    seq          INTEGER PRIMARY KEY,
+    id           TEXT    NOT NULL UNIQUE,
+    pool         TEXT    NOT NULL,
+    key          TEXT    NOT NULL,
+    state        TEXT    NOT NULL,
+    priority     INTEGER NOT NULL,
+    due          REAL    NOT NULL,
+    token        INTEGER NOT NULL DEFAULT 0,
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    crashes      INTEGER NOT NULL DEFAULT 0,
+    max_attempts INTEGER NOT NULL,
+    max_crashes  INTEGER NOT NULL,
+    requires     TEXT,
+    worker       TEXT,
+    owner        TEXT,
+    error_type   TEXT,
+    error        TEXT,
+    created      REAL    NOT NULL,
+    started      REAL,
+    finished     REAL
+);
+CREATE INDEX items_ready ON items (pool, priority DESC, seq) WHERE state = 'ready';
+CREATE INDEX items_delayed ON items (pool, due) WHERE state = 'delayed';
+CREATE INDEX items_claimed ON items (pool, due) WHERE state = 'claimed';
+CREATE INDEX items_dead ON items (pool, seq) WHERE state = 'dead';
+CREATE TABLE payloads (seq INTEGER PRIMARY KEY, data TEXT NOT NULL);
+CREATE TABLE results (seq INTEGER PRIMARY KEY, result TEXT NOT NULL);
+CREATE TABLE attempts (
+    seq        INTEGER NOT NULL,
+    token      INTEGER NOT NULL,
+    worker     TEXT    NOT NULL,
+    started    REAL    NOT NULL,
+    ended      REAL    NOT NULL,
+    outcome    TEXT    NOT NULL,
+    error_type TEXT,
+    error      TEXT,
+    cost       REAL    NOT NULL,
+    PRIMARY KEY (seq, token)
+) WITHOUT ROWID;
+CREATE TABLE counters (pool TEXT NOT NULL, state TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (pool, state))
+    WITHOUT ROWID;
+CREATE TABLE workers (
+    id           TEXT PRIMARY KEY,
+    status       TEXT NOT NULL,
+    heartbeat    REAL NOT NULL,
+    started      TEXT NOT NULL,
+    host         TEXT,
+    pid          INTEGER,
+    capabilities TEXT,
+    owner        TEXT NOT NULL,
+    lease_until  REAL NOT NULL,
+    metadata     TEXT NOT NULL
+);
+CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE snapshots (
+    execution_id TEXT PRIMARY KEY,
+    name         TEXT NOT NULL,
+    body         BLOB NOT NULL,
+    event        TEXT,
+    channel      TEXT,
+    updated      REAL NOT NULL
+);
+CREATE INDEX snapshots_channel ON snapshots (channel) WHERE channel IS NOT NULL;
+CREATE TABLE signals (
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+    id      TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    data    TEXT NOT NULL,
+    created REAL NOT NULL
+);
+CREATE INDEX signals_channel ON signals (channel, seq);
+CREATE TABLE locks (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL);
+
+-- name: push
+INSERT INTO items (id, pool, key, state, priority, due, max_attempts, max_crashes, requires, created)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING;
+
+-- name: push_payload
+INSERT INTO payloads (seq, data) VALUES (?, ?);
+
+-- name: wake_delayed
+UPDATE items SET state = 'ready' WHERE pool = ? AND state = 'delayed' AND due <= ?;
+
+-- name: expired
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+WHERE pool = ? AND state = 'claimed' AND due <= ? LIMIT 500;
+
+-- name: claim
+UPDATE items SET state = 'claimed', token = token + 1, worker = :worker, owner = :owner, due = :until, started = :now
+WHERE seq IN (
+    SELECT seq FROM items WHERE pool = :pool AND state = 'ready'
+      AND (requires IS NULL OR NOT EXISTS (
+            SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
+    ORDER BY priority DESC, seq LIMIT :n)
+RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority;
+
+-- name: payload
+SELECT data FROM payloads WHERE seq = ?;
+
+-- name: complete
+UPDATE items SET state = 'completed', finished = :now, error_type = NULL, error = NULL
+WHERE id = :id AND state = 'claimed' AND (:token IS NULL OR token = :token)
+RETURNING seq, pool, token, worker, started;
+
+-- name: put_result
+INSERT INTO results (seq, result) VALUES (?, ?) ON CONFLICT (seq) DO UPDATE SET result = excluded.result;
+
+-- name: attempt
+INSERT INTO attempts (seq, token, worker, started, ended, outcome, error_type, error, cost)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (seq, token) DO NOTHING;
+
+-- name: claimed
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+WHERE id = :id AND state = 'claimed' AND (:token IS NULL OR token = :token);
+
+-- name: settle
+UPDATE items SET state = ?, due = ?, attempts = ?, crashes = ?, error_type = ?, error = ?, finished = ?,
+    worker = NULL, owner = NULL
+WHERE seq = ?;
+
+-- name: now_is
+SELECT state, token, worker FROM items WHERE id = ?;
+
+-- name: held
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+WHERE state = 'claimed' AND (:pool IS NULL OR pool = :pool) AND (:worker IS NULL OR worker = :worker) AND (:owner IS NULL OR owner = :owner);
+
+-- name: dead_ids
+SELECT id FROM items WHERE pool = ? AND state = 'dead';
+
+-- name: redrive
+UPDATE items SET state = 'ready', attempts = 0, crashes = 0, due = 0, finished = NULL, error_type = NULL, error = NULL
+WHERE id = ? AND pool = ? AND state = 'dead';
+
+-- name: item
+SELECT i.*, p.data, r.result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq) WHERE i.id = ?;
+
+-- name: item_seq
+SELECT seq FROM items WHERE id = ?;
+
+-- name: items
+SELECT i.*, p.data, r.result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq)
+WHERE i.pool = :pool AND i.seq > :after AND (:state IS NULL OR i.state = :state) ORDER BY i.seq LIMIT :limit;
+
+-- name: attempts
+SELECT a.token, a.worker, a.started, a.ended, a.outcome, a.error_type, a.error, a.cost
+FROM attempts a JOIN items i USING (seq) WHERE i.id = ? ORDER BY a.token;
+
+-- name: counters
+SELECT state, n FROM counters WHERE pool = ?;
+
+-- name: count
+INSERT INTO counters (pool, state, n) VALUES (?, ?, ?) ON CONFLICT (pool, state) DO UPDATE SET n = n + excluded.n;
+
+-- name: due_delayed
+SELECT COUNT(*) FROM items WHERE pool = ? AND state = 'delayed' AND due <= ?;
+
+-- name: due_claimed
+SELECT COUNT(*) FROM items WHERE pool = ? AND state = 'claimed' AND due <= ?;
+
+-- name: next_due
+SELECT MIN(due) FROM (
+    SELECT MIN(due) AS due FROM items WHERE pool = :pool AND state = 'delayed'
+    UNION ALL SELECT MIN(due) FROM items WHERE pool = :pool AND state = 'claimed');
+
+-- name: pools
+SELECT DISTINCT pool FROM counters ORDER BY pool;
+
+-- name: errors
+SELECT COALESCE(error_type, 'unknown'), COUNT(*) FROM items WHERE pool = ? AND state = 'dead' GROUP BY 1 ORDER BY 2 DESC;
+
+-- name: renew
+UPDATE items SET due = ? WHERE id = ? AND state = 'claimed' AND token = ?;
+
+-- name: worker
+SELECT * FROM workers WHERE id = ?;
+
+-- name: put_worker
+INSERT INTO workers (id, status, heartbeat, started, host, pid, capabilities, owner, lease_until, metadata)
+VALUES (?, 'active', ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET status = 'active', heartbeat = excluded.heartbeat, started = excluded.started,
+    host = excluded.host, pid = excluded.pid, capabilities = excluded.capabilities, owner = excluded.owner,
+    lease_until = excluded.lease_until, metadata = excluded.metadata;
+
+-- name: beat_worker
+UPDATE workers SET heartbeat = ?, lease_until = ? WHERE id = ? AND owner = ? AND status IN ('active', 'terminating');
+
+-- name: worker_status
+SELECT status FROM workers WHERE id = ? AND owner = ?;
+
+-- name: set_status
+UPDATE workers SET status = ?, metadata = json_patch(metadata, ?) WHERE id = ?;
+
+-- name: workers
+SELECT w.*, (SELECT i.id FROM items i WHERE i.state = 'claimed' AND i.worker = w.id LIMIT 1) AS item
+FROM workers w WHERE w.id = ?;
+
+-- name: all_workers
+SELECT w.*, i.id AS item FROM workers w
+LEFT JOIN (SELECT worker, MIN(id) AS id FROM items WHERE state = 'claimed' GROUP BY worker) i ON i.worker = w.id
+ORDER BY w.rowid;
+
+-- name: owners
+SELECT DISTINCT owner FROM items WHERE state = 'claimed' AND owner IS NOT NULL
+UNION SELECT owner FROM workers WHERE status IN ('active', 'terminating')
+UNION SELECT owner FROM locks;
+
+-- name: mark_lost
+UPDATE workers SET status = 'lost' WHERE status IN ('active', 'terminating')
+  AND CASE WHEN :owner IS NULL THEN lease_until <= :now ELSE owner = :owner END
+RETURNING id;
+
+-- name: unlock_owner
+DELETE FROM locks WHERE owner = ?;
+
+-- name: put
+INSERT INTO entries (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: get
+SELECT value FROM entries WHERE key = ?;
+
+-- name: drop
+DELETE FROM entries WHERE key = ?;
+
+-- name: fence
+SELECT 1 FROM items WHERE id = ? AND state = 'claimed' AND token = ?;
+
+-- name: save_snapshot
+INSERT INTO snapshots (execution_id, name, body, event, channel, updated) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (execution_id) DO UPDATE SET name = excluded.name, body = excluded.body, event = excluded.event,
+    channel = excluded.channel, updated = excluded.updated;
+
+-- name: drop_snapshot
+DELETE FROM snapshots WHERE execution_id = ?;
+
+-- name: drop_range
+DELETE FROM snapshots WHERE execution_id >= ? AND execution_id < ? AND execution_id <> ?;
+
+-- name: load_snapshot
+SELECT execution_id, name, body, event, channel, updated FROM snapshots WHERE execution_id = ?;
+
+-- name: snapshot_event
+SELECT event FROM snapshots WHERE execution_id = ?;
+
+-- name: snapshots
+SELECT execution_id, name, event, channel, updated FROM snapshots
+WHERE (:event IS NULL OR event = :event) AND (:channel IS NULL OR channel = :channel) ORDER BY updated, rowid;
+
+-- name: send
+INSERT INTO signals (id, channel, data, created) VALUES (?, ?, ?, ?);
+
+-- name: consume
+DELETE FROM signals WHERE seq = (SELECT seq FROM signals WHERE channel = ? ORDER BY seq LIMIT 1)
+RETURNING id, channel, data, created;
+
+-- name: peek
+SELECT id, channel, data, created FROM signals WHERE channel = ? ORDER BY seq;
+
+-- name: channels
+SELECT DISTINCT channel FROM signals ORDER BY channel;
+
+-- name: lock
+INSERT INTO locks (key, owner, until) VALUES (:key, :owner, :until)
+ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until = excluded.until
+WHERE locks.owner = excluded.owner OR locks.until <= :now;
+
+-- name: beat_locks
+UPDATE locks SET until = ? WHERE owner = ?;
+
+-- name: unlock
+DELETE FROM locks WHERE key = ? AND owner = ?;
