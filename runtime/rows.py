@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
+
+from flatfleet.runtime.errors import UsageError
 
 MAX_ROW = 64 * 2**20
 _CHUNK = 2**20
@@ -31,7 +34,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw
+            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if zipped else raw
             while content := stream.readline(MAX_ROW + 1):
                 line += 1
                 if line == 1 and content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -60,6 +63,27 @@ def row_key(row: Mapping[str, Any], file_name: str = "") -> str:
         return ""
     canonical = json.dumps(row, sort_keys=True, separators=(",", ":"))
     return f"{file_name}#{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """Parse `text=body,title=meta.title` into `{"text": "body", "title": "meta.title"}`.
+
+    Raises UsageError for a part without `=`, an empty or dotted target, an empty step of a source, or a repetition.
+    """
+    example = "expected target=source pairs such as text=body,title=meta.title"
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        target, equals, source = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UsageError(f"fields: {part.strip()!r} has no '=' — {example}")
+        if not target or "." in target:
+            raise UsageError(f"fields: {target!r} in {part.strip()!r} is no plain field name — {example}")
+        if not all(source.split(".")):
+            raise UsageError(f"fields: {source!r} in {part.strip()!r} names no field — {example}")
+        if target in fields:
+            raise UsageError(f"fields: {target!r} is set twice, from {fields[target]!r} and from {source!r}")
+        fields[target] = source
+    return fields
 
 
 def with_fields(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
@@ -108,7 +132,7 @@ def _no_constant(name: str) -> NoReturn:
     raise BadRow(f"not JSON: {name} is no JSON value, write null")
 
 
-def _pass_over(stream: IO[bytes]) -> None:
+def _pass_over(stream: io.BufferedIOBase) -> None:
     """Read on to the end of the line, in bounded pieces."""
     while (piece := stream.readline(_CHUNK)) and not piece.endswith(b"\n"):
         pass

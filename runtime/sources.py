@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flatfleet.runtime.errors import SourceError, UsageError, did_you_mean
-from flatfleet.runtime.rows import BadRow, read_rows, row_key, with_fields
+from flatfleet.runtime.rows import BadRow, parse_fields, read_rows, row_key, with_fields
+
+__all__ = ["Skipped", "Source", "expand", "parse_fields"]
 
 DOCUMENTS = (".txt", ".md", ".markdown", ".pdf")
 ROWS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -75,27 +77,6 @@ def expand(
         raise SourceError(f"no input was given; name a folder, a glob or a file — {SUPPORTED}")
     found = [_find(one) for one in specs]
     return _items(found, ", ".join(specs), limit, dict(fields or {}))
-
-
-def parse_fields(text: str) -> dict[str, str]:
-    """Parse `text=body,title=meta.title` into `{"text": "body", "title": "meta.title"}`.
-
-    Raises UsageError for a part without `=`, an empty or dotted target, an empty step of a source, or a repetition.
-    """
-    example = "expected target=source pairs such as text=body,title=meta.title"
-    fields: dict[str, str] = {}
-    for part in text.split(","):
-        target, equals, source = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise UsageError(f"fields: {part.strip()!r} has no '=' — {example}")
-        if not target or "." in target:
-            raise UsageError(f"fields: {target!r} in {part.strip()!r} is no plain field name — {example}")
-        if not all(source.split(".")):
-            raise UsageError(f"fields: {source!r} in {part.strip()!r} names no field — {example}")
-        if target in fields:
-            raise UsageError(f"fields: {target!r} is set twice, from {fields[target]!r} and from {source!r}")
-        fields[target] = source
-    return fields
 
 
 def _find(spec: str) -> Iterator[_Found | Skipped]:
@@ -160,7 +141,7 @@ def _walk(root: Path) -> Iterator[_Found | Skipped]:
 
 
 def _matches(spec: str, pattern: str) -> Iterator[_Found | Skipped]:
-    found = sorted(Path(match) for match in glob.iglob(pattern, recursive=True))
+    found = sorted(Path(match) for match in glob.iglob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns
     files = [match for match in found if not match.is_dir()]
     usable = [match for match in files if _suffix(match.name)]
     if usable:
@@ -171,8 +152,10 @@ def _matches(spec: str, pattern: str) -> Iterator[_Found | Skipped]:
         raise SourceError(
             f"the glob {spec!r} matches {len(found)} folders and no file; end it in /**/* to go into them"
         )
-    start = Path(pattern[: pattern.index(next(char for char in pattern if char in "*?["))] + "x").parent
-    raise SourceError(f"nothing matches the glob {spec!r}{_near(start, Path(pattern).name)}")
+    fixed = Path(os.path.abspath(pattern[: min(map(pattern.find, filter(pattern.__contains__, "*?[")))] + "x")).parent  # noqa: PTH100
+    parent = next(folder for folder in (fixed, *fixed.parents) if folder.is_dir())
+    wrong = fixed.relative_to(parent).parts[:1] or (Path(pattern).name,)
+    raise SourceError(f"nothing matches the glob {spec!r}{_near(parent, wrong[0])}")
 
 
 def _nothing(what: str, files: Iterable[Path]) -> str:
@@ -210,27 +193,28 @@ def _suffix(name: str) -> str:
 def _items(
     found: Iterable[Iterator[_Found | Skipped]], specs: str, limit: int | None, fields: dict[str, str]
 ) -> Iterator[Source | Skipped]:
-    first: dict[bytes, tuple[str, int]] = {}
-    sources = skips = 0
     if limit == 0:
         return
+    first: dict[bytes, int] = {}  # digest of a key -> number of its file and line: 10 million rows must fit
+    labels: list[str] = []
+    sources = skips = 0
     for entry in (entry for files in found for entry in files):
-        for item, label, line in _open(entry, fields):
-            if isinstance(item, Skipped):
-                skips += 1
-                yield item
-                continue
-            digest = hashlib.blake2b(item.key.encode(), digest_size=16).digest()
-            if digest in first:
-                skips += 1
-                where = _where(*first[digest])
-                yield Skipped(_where(label, line), f"the key {item.key[:120]!r} was already seen in {where}")
-                continue
-            first[digest] = (label, line)
-            sources += 1
+        labels.append("" if isinstance(entry, Skipped) else entry.label)
+        for line, opened in _open(entry, fields):
+            item = opened
+            if isinstance(item, Source):
+                digest = hashlib.blake2b(item.key.encode(), digest_size=16).digest()
+                place = first.setdefault(digest, here := len(labels) << 40 | line)
+                if place == here:
+                    sources += 1
+                    yield item
+                    if sources == limit:
+                        return
+                    continue
+                before = _where(labels[(place >> 40) - 1], place & (1 << 40) - 1)
+                item = Skipped(_where(labels[-1], line), f"the key {item.key[:120]!r} was already seen in {before}")
+            skips += 1
             yield item
-            if sources == limit:
-                return
     if not sources and not skips:
         raise SourceError(f"{specs!r} holds no row; a row is one JSON object a line")
 
@@ -239,28 +223,29 @@ def _where(label: str, line: int) -> str:
     return f"{label}:{line}" if line else label
 
 
-def _open(entry: _Found | Skipped, fields: dict[str, str]) -> Iterator[tuple[Source | Skipped, str, int]]:
-    """Yield the items of one file, each with the label of the file and its line (0: the file itself)."""
+def _open(entry: _Found | Skipped, fields: dict[str, str]) -> Iterator[tuple[int, Source | Skipped]]:
+    """Yield the items of one file, each with its line (0: the file itself)."""
     if isinstance(entry, Skipped):
-        yield entry, entry.where, 0
+        yield 0, entry
         return
     path, label = entry.path, entry.label
     if any("\ud800" <= char <= "\udfff" for char in str(path)):
-        yield Skipped(ascii(label)[1:-1], "its name is not UTF-8; rename the file"), label, 0
+        yield 0, Skipped(ascii(label)[1:-1], "its name is not UTF-8; rename the file")
     elif not path.is_file() or not os.access(path, os.R_OK):
-        yield Skipped(label, "it cannot be read; check its mode, or where its link leads"), label, 0
+        yield 0, Skipped(label, "it cannot be read; check its mode, or where its link leads")
     elif _suffix(path.name) in ROWS:
         for line, row in read_rows(path):
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                data = with_fields(row, fields)
-                yield Source(row_key(data) or row_key(data, path.name), data), label, line
-            except BadRow as bad:
-                yield Skipped(_where(label, line), str(bad)), label, line
+            yield line, _source(row, fields, _where(label, line), path.name)
     else:
-        try:
-            data = with_fields({"path": str(path), "name": path.stem}, fields)
-            yield Source(str(path), data), label, 0
-        except BadRow as bad:
-            yield Skipped(label, str(bad)), label, 0
+        item = _source({"path": str(path), "name": path.stem}, fields, label, path.name)
+        yield 0, Source(str(path), item.data) if isinstance(item, Source) else item
+
+
+def _source(row: dict[str, Any] | BadRow, fields: dict[str, str], where: str, name: str) -> Source | Skipped:
+    try:
+        if isinstance(row, BadRow):
+            raise row
+        data = with_fields(row, fields)
+    except BadRow as bad:
+        return Skipped(where, str(bad))
+    return Source(row_key(data) or row_key(data, name), data)

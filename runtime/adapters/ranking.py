@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from .text import DANGLING, FIGURE, LINKS, STOP_WORDS, quotable, stem, stems, words
+from .text import FIGURE, LINKS, quotable, stem, stems, words
+from .vocabulary import DANGLING, NOT_IN_TERMS, STOP_WORDS
 
 MAX_SENTENCES = 2_000
 Vector = dict[str, float]
@@ -23,8 +24,9 @@ FINDING = re.compile(
     r"|confirm|report|detect|discover|establish|propose)"
     r"|\b(?:results?|findings?|data|analys[ei]s|experiments?|evidence|observations?|stud(?:y|ies)|simulations?)\b"
     r".{0,40}\b(?:show|suggest|indicat|reveal|demonstrat|confirm|support|impl(?:y|ies)|fail|establish|provide)"
-    r"|\bsignificant(?:ly)?\b|\boutperform|\bin conclusion\b|\btaken together\b|\bodds ratio\b|\bimprove[sd]?\b.{0,40}\bby\b"
-    r"|\d\s?%|\d-fold\b|\bp\s?[<=≤]\s?[0.]|\b(?:increas|decreas|reduc)(?:e|es|ed)\b.{0,60}\d",
+    r"|\bsignificant(?:ly)?\b|\boutperform|\bin conclusion\b|\btaken together\b|\bodds ratio\b"
+    r"|\bimprove[sd]?\b.{0,40}\bby\b"
+    r"|\d\s?%|\d-fold\b|\bp\s?[<=≤]\s?[0.]|\b(?:increased|decreased|reduced) (?:by|to|from)\b",
     re.IGNORECASE,
 )
 PROCEDURE = re.compile(
@@ -32,18 +34,7 @@ PROCEDURE = re.compile(
     r"|recorded|generated|calculated|cultured|carried out|amplified|cloned|fixed|mounted|added|approved)\b"
     r"|\baccording to the manufacturer|\bas (?:previously )?described\b|\b(?:°C|μl|µl|μM|µM|mM|μg|µg)\b",
 )
-NOT_IN_TERMS = frozenset(
-    "show shown showed suggest suggested suggesting indicate indicated found find observed observe reported report"
-    " result finding increase increased decrease decreased high higher low lower large larger small smaller different"
-    " significant significantly important new novel similar previous previously recent recently compared based given"
-    " respectively number example study studies paper work data figure table section method approach present propose"
-    " proposed demonstrate demonstrated including associated obtained performed determined required known important"
-    " possible likely specific various general case way analysis set value effect role total mean level change time"
-    " difference observed consistent interestingly addition contrast fact order part type kind form"
-    " affect addressed allow consider considered contain define described expected identify identified involve"
-    " investigate lead led need provide provided remain require reveal revealed test tested tend take taken year day"
-    " week month hour min".split()
-)
+_LABEL = re.compile(r"s?\d+[a-z]?|usa|inc|ltd")
 
 
 def vectors(texts: Sequence[str]) -> list[Vector]:
@@ -68,11 +59,12 @@ def cosine(left: Vector, right: Vector) -> float:
 def scores(texts: Sequence[str], title: str = "") -> list[float]:
     """Score each sentence between 0 and about 2: how well it stands for all of them.
 
-    Centrality is the cosine to the centroid (MEAD: Radev et al. 2004, IPM 40, 919-938), linear in the text; title words,
-    position and cue phrases are added as in Edmundson (1969, JACM 16, 264-285); what cannot be quoted alone is cut down.
+    Centrality is the cosine to the centroid (MEAD: Radev et al. 2004, IPM 40, 919-938), linear in the text; title
+    words, position and cue phrases are added as in Edmundson (1969, JACM 16, 264-285); what cannot be quoted alone is
+    cut down.
     """
     found = vectors(texts)
-    centroid: Vector = Counter()
+    centroid: Vector = {}
     for vector in found:
         for word, value in vector.items():
             centroid[word] = centroid.get(word, 0.0) + value
@@ -81,7 +73,8 @@ def scores(texts: Sequence[str], title: str = "") -> list[float]:
     top = max(central, default=0.0) or 1.0
     heading = set(stems(title))
     return [
-        (0.8 * central[i] / top + _title(vector, heading) + _position(i, len(texts)) + _cues(texts[i])) * _alone(texts[i])
+        (0.8 * central[i] / top + _title(vector, heading) + _position(i, len(texts)) + _cues(texts[i]))
+        * _alone(texts[i])
         for i, vector in enumerate(found)
     ]
 
@@ -123,27 +116,42 @@ def terms(texts: Sequence[str], count: int) -> list[str]:
                 for at in range(len(run) - size + 1):
                     part = run[at : at + size]
                     key = tuple(stem(word.lower()) for word in part)
-                    if size == 1 and len(key[0]) < 4 and not part[0].isupper():
+                    if size == 1 and (len(key[0]) < 4 or key[0].endswith(("ed", "ing"))) and not part[0].isupper():
                         continue
                     frequency[key] += 1
                     spelling.setdefault(key, Counter())[" ".join(part)] += 1
-    common = [key for key, n in frequency.items() if n > 1] or list(frequency)
+    for key in [key for key, n in frequency.items() if n < 4 and len(key) == 1 and len(key[0]) < 3]:
+        del frequency[key]
+    common = [key for key, n in frequency.items() if n > 1]
+    if len(common) < count:
+        common = list(frequency)
     longer: dict[tuple[str, ...], list[int]] = {}
     for key in common:
         for size in range(1, len(key)):
             for at in range(len(key) - size + 1):
                 longer.setdefault(key[at : at + size], []).append(frequency[key])
     value = {
-        key: math.log2(len(key) + 1) * (frequency[key] - (sum(rest) / len(rest) if (rest := longer.get(key)) else 0))
+        key: _weight(key, next(iter(spelling[key])))
+        * (frequency[key] - (sum(rest) / len(rest) if (rest := longer.get(key)) else 0))
         for key in common
     }
     found: list[tuple[str, ...]] = []
-    for key in sorted(common, key=lambda key: (-value[key], key)):
-        if not any(set(key) <= set(other) or set(other) <= set(key) for other in found):
+    for key in sorted(common, key=lambda key: (frequency[key] == 1, -value[key], key)):
+        inside = next((i for i, other in enumerate(found) if len(other) == 1 and other[0] in key), None)
+        if any(set(key) <= set(other) for other in found):
+            continue
+        if inside is not None:
+            found[inside] = key
+        elif len(found) < count and not any(set(other) <= set(key) for other in found):
             found.append(key)
-        if len(found) == count:
-            break
-    return [max(spelling[key].items(), key=lambda item: (item[1], item[0]))[0] for key in found]
+    return [max(spelling[key].items(), key=lambda item: (item[1], item[0]))[0] for key in dict.fromkeys(found)]
+
+
+def _weight(key: tuple[str, ...], spelled: str) -> float:
+    """Weigh a term by its length; a single everyday word says less than a name, a symbol or a phrase."""
+    if len(key) > 1:
+        return math.log2(len(key) + 1)
+    return 1.0 if any(map(str.isupper, spelled)) or any(map(str.isdigit, spelled)) or "-" in spelled else 0.4
 
 
 def _runs(text: str) -> list[list[str]]:
@@ -155,12 +163,13 @@ def _runs(text: str) -> list[list[str]]:
             lower = bare.lower()
             if (
                 len(bare) < 2
-                or len(bare) > 40
+                or len(bare) > (40 if bare < "\u3040" else 8)
                 or not any(map(str.isalpha, bare))
                 or lower in STOP_WORDS
                 or lower in NOT_IN_TERMS
                 or stem(lower) in NOT_IN_TERMS
                 or lower.endswith("ly")
+                or _LABEL.fullmatch(lower)
             ):
                 runs.append(run)
                 run = []

@@ -5,32 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .vocabulary import ABBREVIATIONS, DANGLING, STARTERS, STOP_WORDS, TITLES
+
 MAX_CHARS = 400_000  # of one text; what lies beyond is neither split nor ranked
 MAX_BLOCK = 20_000  # characters that one regular expression sees at a time: it holds the interpreter's lock
 
-# A full stop after these never ends a sentence; after ABBREVIATIONS only if the next word can only be a first word.
-TITLES = frozenset("dr prof mr mrs vs cf e.g i.e viz".split())
-ABBREVIATIONS = frozenset(
-    "al etc fig figs eq eqs ref refs no nos sp spp ca approx vol pp ch sec tab suppl resp st inc ltd dept ed eds"
-    " jr sr ms var subsp min max avg jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)
-STARTERS = frozenset(
-    "the we this these those in it here however our although when while to for by as thus therefore they such both"
-    " each there results together moreover furthermore finally using after recent on at if from with no its hence"
-    " because since all some many most several other another consequently conversely similarly interestingly".split()
-)
-STOP_WORDS = frozenset(
-    "a about above across after again against all almost along already also although always among an and another any"
-    " are as at be because been before being below between both but by can cannot could did do does doing done down"
-    " due during each either et al etc even ever every few first for from further had has have having he hence her"
-    " here his how however i if in into is it its itself just least less like made make many may might more most much"
-    " must near nearly neither no nor not now of off often on once one only or other others our out over own per"
-    " perhaps quite rather same second see several shall she should since so some still such than that the their"
-    " them then there thereby therefore these they third this those though three through throughout thus to together"
-    " too toward towards two under until up upon us use used using very via was we well were what when where whereas"
-    " whether which while who whom whose why will with within without would yet you your".split()
-)
-DANGLING = frozenset("this these those it they its their he she his her such both that there then".split())
 LINKS = re.compile(
     r"^(?:however|moreover|furthermore|therefore|thus|hence|nevertheless|nonetheless|consequently|accordingly|also"
     r"|additionally|conversely|similarly|likewise|instead|meanwhile|interestingly|importantly|notably|surprisingly"
@@ -45,12 +24,13 @@ AUTHOR_YEAR = re.compile(r"et al\b|\b[^\W\d_][\w'’-]+,\s+(?:19|20)\d\d|(?:\ban
 BARE_YEARS = re.compile(r"(?:(?:19|20)\d\d[a-z]?[,\s]*)+")
 POINTER = re.compile(
     r"(?:(?:see|see also|e\.g\.|cf\.|as in|data in|shown in)[,\s]+)*(?:data not shown|materials and methods|methods"
-    r"|(?:supplementary|supporting|extended data|additional|source)\s|(?:fig|figs|figures?|tables?|tabs?|movies?|videos?"
-    r"|text|dataset|eqs?|equations?|box|section|appendix|file)\b\.?\s?[A-Z]?\d)",
+    r"|(?:supplementary|supporting|extended data|additional|source)\s"
+    r"|(?:fig|figs|figures?|tables?|tabs?|movies?|videos?|text|dataset|eqs?|equations?|box|section|appendix|file)\b\.?\s?[A-Z]?\d)",
     re.IGNORECASE,
 )
 _PARENTHESIS = re.compile(r"\s?\(([^()]{1,400})\)")
 _ADDRESS = re.compile(r"\bdoi:?\s?(?:https?:\S+|10\.\S+)|https?://\S+", re.IGNORECASE)
+_GLUED = re.compile(r"(?<=[a-z)\]][a-z)\]]\.)(?=[A-Z][a-z]*\s)")
 _HYPHENATED = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 _END = re.compile(r"[.!?…]{1,3}[\"'”’)\]]{0,3}\s+|[。！？]+")
 _DOTTED = re.compile(r"(?:[^\W\d_]\.){1,4}[^\W\d_]")
@@ -76,7 +56,7 @@ def clean(text: str) -> str:
     """Return `text` on one line, without citations, addresses and parentheses that only point elsewhere."""
     text = _ADDRESS.sub("", _HYPHENATED.sub("", text))
     text = NUMERIC_CITATION.sub("", _PARENTHESIS.sub(_kept, text))
-    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+", " ", _GLUED.sub(" ", text))
     return re.sub(r"\s+([,.;:])(?=\s|$)", r"\1", text).strip()
 
 
@@ -120,7 +100,7 @@ def stem(word: str) -> str:
 
 
 def quotable(sentence: str) -> bool:
-    """Tell whether `sentence` is a whole sentence of prose: neither a heading, a table row, a formula nor a fragment."""
+    """Tell whether `sentence` is a whole sentence of prose: no heading, table row, formula or fragment."""
     first, last = sentence[0], sentence.rstrip("\"'”’)]")[-1:]
     if first.islower() or last not in ".!?。！？":
         return False
@@ -130,7 +110,7 @@ def quotable(sentence: str) -> bool:
     if not 6 <= size <= 70 or sentence.count("(") != sentence.count(")"):
         return False
     letters = sum(map(str.isalpha, sentence))
-    return letters > 0.68 * (len(sentence) - size) and sentence.count("=") < 4 and "{" not in sentence
+    return letters > 0.68 * (len(sentence) - size) and sentence.count("=") < 4 and sentence.count("“") < 3
 
 
 def shorten(sentence: str, limit: int = 500) -> str:
@@ -210,5 +190,5 @@ def _ends(text: str, start: int, stop: int, after: int) -> bool:
         return False
     if word.lower() in ABBREVIATIONS or _DOTTED.fullmatch(word) or (len(word) == 1 and word.isupper()):
         following = _WORD.match(text, after)
-        return bool(following) and following.group()[0].isupper() and following.group().lower() in STARTERS
+        return following is not None and following.group()[0].isupper() and following.group().lower() in STARTERS
     return True

@@ -13,16 +13,19 @@ SCHEMES = ("memory", "sqlite")
 DEFAULT_URL = "sqlite:fleet.db"
 
 
-def open_store(url: str = DEFAULT_URL, *, owner: str | None = None, lease: float = LEASE) -> Store:
+def open_store(
+    url: str = DEFAULT_URL, *, owner: str | None = None, lease: float = LEASE, must_exist: bool = False
+) -> Store:
     """Return the store behind a URL; it connects when it is first used.
 
     `memory:` lives and dies with the process. `sqlite:PATH[?synchronous=NORMAL|FULL]` is a file, relative to the
-    working folder. Raises StoreUrlError for anything else.
+    working folder. Raises StoreUrlError for anything else. With `must_exist` a file that is not there is not made:
+    StoreUnavailable when it is first used.
     """
-    return Store(_driver(url), url, owner or this_process(), lease)
+    return Store(_driver(url, must_exist), url, owner or this_process(), lease)
 
 
-def _driver(url: str) -> Driver:
+def _driver(url: str, must_exist: bool) -> Driver:
     parts = urlsplit(url)
     if parts.scheme == "memory":
         from flatfleet.runtime.stores.memory import MemoryDriver
@@ -38,6 +41,6 @@ def _driver(url: str) -> Driver:
             raise StoreUrlError(f"store URL '{url}': the only option is synchronous=NORMAL or synchronous=FULL")
         if not path or path.endswith("/"):
             raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
-        return SQLiteDriver(path, synchronous)
+        return SQLiteDriver(path, synchronous, must_exist=must_exist)
     scheme = parts.scheme or url
     raise StoreUrlError(f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, SCHEMES)} (as in {DEFAULT_URL})")

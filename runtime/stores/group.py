@@ -83,6 +83,7 @@ class GroupCommit:
     path: Path
     synchronous: str = "NORMAL"
     clock: Callable[[], float] = time.time
+    must_exist: bool = False
     _queue: list[_Call] = field(default_factory=list)
     _connection: aiosqlite.Connection | None = None
     _reader: aiosqlite.Connection | None = None
@@ -166,6 +167,10 @@ class GroupCommit:
 
     async def _open(self) -> aiosqlite.Connection:
         if self._connection is None:
+            if self.must_exist and not self.path.exists():
+                raise StoreUnavailable(
+                    f"there is no store {self.path}: run a launcher first, or name the right one with --store"
+                )
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 connection = await self._connect()

@@ -10,7 +10,7 @@ from flatfleet.runtime.errors import UsageError
 
 _POOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
-_HASHED = re.compile(r".*-[0-9a-f]{12}")
+_HASHED = re.compile(r"(.*-)?[0-9a-f]{12}")
 _MAX_SLUG = 60
 
 

@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flatmachines import Signal, WorkerRecord, WorkerRegistration
-
 from flatfleet.runtime.errors import LeaseLost, WorkerConflict
 from flatfleet.runtime.stores.contract import LIVE_WORKER, Beat, SnapshotRow
 from flatfleet.runtime.stores.memory_items import MemoryItems
-from flatfleet.runtime.stores.memory_tables import Worker, iso
-from flatfleet.runtime.stores.plain import dump
+from flatfleet.runtime.stores.memory_tables import Worker
+from flatfleet.runtime.stores.text import dump, stamp
+from flatmachines import Signal, WorkerRecord, WorkerRegistration
 
 
 class MemoryDriver(MemoryItems):
@@ -41,7 +40,7 @@ class MemoryDriver(MemoryItems):
         if known is not None and known.status in LIVE_WORKER:
             if known.owner != owner and known.lease_until > now:
                 raise WorkerConflict(
-                    f"worker {name!r} is {known.status} under {known.owner!r} until {iso(known.lease_until)} "
+                    f"worker {name!r} is {known.status} under {known.owner!r} until {stamp(known.lease_until)} "
                     f"— {owner!r} needs another id, or has to wait until that lease runs out"
                 )
             known = known if known.owner == owner else None
@@ -49,7 +48,7 @@ class MemoryDriver(MemoryItems):
             known = None
         if known is None:
             self._workers.pop(name, None)
-            known = self._workers[name] = Worker(name, "active", owner, iso(now), now, now + lease)
+            known = self._workers[name] = Worker(name, "active", owner, worker.started_at, now, now + lease)
         known.host, known.pid = worker.host, worker.pid
         known.capabilities = list(worker.capabilities) if worker.capabilities is not None else None
         known.heartbeat, known.lease_until = now, now + lease
@@ -89,7 +88,8 @@ class MemoryDriver(MemoryItems):
     async def owners(self) -> list[str]:
         claiming = {entry.owner for pool in self._pools.values() for entry in pool.claims.values() if entry.owner}
         registered = {worker.owner for worker in self._workers.values() if worker.status in LIVE_WORKER}
-        return sorted(claiming | registered)
+        locking = {holder for holder, _ in self._locks.values()}
+        return sorted(claiming | registered | locking)
 
     async def mark_lost(self, owner: str | None) -> list[str]:
         now = self._clock()
@@ -97,6 +97,8 @@ class MemoryDriver(MemoryItems):
         lost = [w for w in live if (w.lease_until <= now if owner is None else w.owner == owner)]
         for worker in lost:
             worker.status = "lost"
+        if owner is not None:
+            self._locks = {key: lock for key, lock in self._locks.items() if lock[0] != owner}
         return [worker.id for worker in lost]
 
     # -- entries ---------------------------------------------------------------------------------------------------
@@ -120,7 +122,7 @@ class MemoryDriver(MemoryItems):
                 "nothing was changed"
             )
         self._snapshots.save(replace(row, body=bytes(row.body), updated=self._clock()))
-        if drop is not None:
+        if drop:
             self._snapshots.drop(drop, keep=row.execution_id)
 
     async def load_snapshot(self, execution_id: str) -> SnapshotRow | None:
@@ -137,7 +139,7 @@ class MemoryDriver(MemoryItems):
 
     async def send(self, channel: str, data: Any) -> str:
         copy = json.loads(dump(data, f"the message to {channel!r}"))
-        signal = Signal(id=uuid.uuid4().hex, channel=channel, data=copy, created_at=iso(self._clock()))
+        signal = Signal(id=uuid.uuid4().hex, channel=channel, data=copy, created_at=stamp(self._clock()))
         self._signals.setdefault(channel, deque()).append(signal)
         return str(signal.id)
 
@@ -186,7 +188,7 @@ class MemoryDriver(MemoryItems):
         return WorkerRecord(
             worker_id=worker.id,
             status=worker.status,
-            last_heartbeat=iso(worker.heartbeat),
+            last_heartbeat=stamp(worker.heartbeat),
             host=worker.host,
             pid=worker.pid,
             capabilities=list(worker.capabilities) if worker.capabilities is not None else None,

@@ -14,8 +14,8 @@ from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import PROVIDER_WAIT, backoff, crash_text
 from flatfleet.runtime.stores.contract import Attempt, Claim, Counts, Failure, Item, NewItem, Outcome, State
 from flatfleet.runtime.stores.memory_pool import Entry, Pool
-from flatfleet.runtime.stores.memory_tables import Tables, iso
-from flatfleet.runtime.stores.plain import dump
+from flatfleet.runtime.stores.memory_tables import Tables
+from flatfleet.runtime.stores.text import dump, stamp, storable
 
 
 class MemoryItems(Tables):
@@ -41,12 +41,13 @@ class MemoryItems(Tables):
         line.settle(now)
         for entry in list(line.overdue.values()):
             self._crash(line, entry, now, "its lease ran out")
-        able, claims = frozenset(capabilities), []
-        while len(claims) < n and (entry := line.take(able)) is not None:
-            entry.token += 1
-            entry.worker, entry.owner, entry.started = worker, owner, now
-            line.move(entry, "claimed", now + lease)
-            claims.append(_claim(entry))
+        able = frozenset(capabilities)
+        claims: list[Claim] = []
+        while len(claims) < n and (chosen := line.take(able)) is not None:
+            chosen.token += 1
+            chosen.worker, chosen.owner, chosen.started = worker, owner, now
+            line.move(chosen, "claimed", now + lease)
+            claims.append(_claim(chosen))
         return claims
 
     async def complete(self, item_id: str, result: Any, token: int | None, cost: float) -> None:
@@ -59,14 +60,15 @@ class MemoryItems(Tables):
 
     async def fail(self, item_id: str, failure: Failure, token: int | None, cost: float) -> State:
         entry, now = self._held(item_id, token), self._clock()
+        kind, text = storable(failure.type), storable(failure.text)
         entry.attempts += failure.consume
         dead = failure.consume and (failure.permanent or entry.attempts >= entry.max_attempts)
         wait = failure.retry_after
         if wait is None:
             wait = backoff(entry.attempts, entry.id) if failure.consume else PROVIDER_WAIT
         state: State = "dead" if dead else "delayed" if wait > 0 else "ready"
-        _record(entry, now, "failed" if failure.consume else "provider", failure.type, failure.text, cost)
-        entry.error_type, entry.error = failure.type, failure.text
+        _record(entry, now, "failed" if failure.consume else "provider", error=(kind, text), cost=cost)
+        entry.error_type, entry.error = kind, text
         self._snapshots.drop_finished(item_id)
         self._let_go(self._pools[entry.pool], entry, state, now, now + wait)
         return state
@@ -170,7 +172,7 @@ class MemoryItems(Tables):
     def _crash(self, line: Pool, entry: Entry, now: float, why: str) -> None:
         entry.crashes += 1
         kind, text = "WorkerCrashed", crash_text(entry.crashes, why)
-        _record(entry, now, "crashed", kind, text)
+        _record(entry, now, "crashed", error=(kind, text))
         entry.error_type, entry.error = kind, text
         self._let_go(line, entry, "dead" if entry.crashes >= entry.max_crashes else "ready", now)
 
@@ -185,10 +187,15 @@ class MemoryItems(Tables):
 
 
 def _record(
-    entry: Entry, now: float, outcome: Outcome, kind: str | None = None, text: str | None = None, cost: float = 0.0
+    entry: Entry,
+    now: float,
+    outcome: Outcome,
+    *,
+    error: tuple[str | None, str | None] = (None, None),
+    cost: float = 0.0,
 ) -> None:
     started = now if entry.started is None else entry.started
-    entry.history.append(Attempt(entry.token, entry.worker or "", started, now, outcome, kind, text, cost))
+    entry.history.append(Attempt(entry.token, entry.worker or "", started, now, outcome, *error, cost))
 
 
 def _claim(entry: Entry) -> Claim:
@@ -199,8 +206,8 @@ def _claim(entry: Entry) -> Claim:
         attempts=entry.attempts,
         max_retries=entry.max_attempts,
         status="claimed",
-        created_at=iso(entry.created),
-        claimed_at=iso(entry.started or 0.0),
+        created_at=stamp(entry.created),
+        claimed_at=stamp(entry.started or 0.0),
         pool=entry.pool,
         key=entry.key,
         token=entry.token,

@@ -7,13 +7,11 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
-
-from flatmachines import Signal
 
 from flatfleet.runtime.stores.contract import SnapshotRow
 from flatfleet.runtime.stores.memory_pool import Entry, Pool
+from flatmachines import Signal
 
 
 @dataclass(slots=True)
@@ -86,8 +84,3 @@ class Tables:
         """Tell whether `token` is the item's live claim."""
         entry = self._items.get(item_id)
         return entry is not None and entry.state == "claimed" and entry.token == token
-
-
-def iso(at: float) -> str:
-    """Return a time on the store's clock as the SDK's records carry it."""
-    return datetime.fromtimestamp(at, UTC).isoformat()

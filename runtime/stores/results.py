@@ -8,7 +8,7 @@ from typing import Any
 from flatmachines.backends import parse_uri
 
 from flatfleet.runtime.errors import StoreError
-from flatfleet.runtime.stores.bell import Bell
+from flatfleet.runtime.stores.bell import Bell, heard
 from flatfleet.runtime.stores.contract import Driver
 
 POLL = 0.5
@@ -34,14 +34,15 @@ class Results:
         """Return the data; if there is none yet, wait for it (`block`) or return None. TimeoutError after `timeout` s."""
         execution_id, _ = parse_uri(uri)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            found, value = await self._find(uri)
-            if found or not block:
-                return value
-            left = POLL if deadline is None else min(POLL, deadline - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(f"nothing at {uri} within {timeout} s")
-            await self._bell.wait(execution_id, left)
+        with self._bell.listen(execution_id) as rung:
+            while True:
+                found, value = await self._find(uri)
+                if found or not block:
+                    return value
+                left = POLL if deadline is None else min(POLL, deadline - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError(f"nothing at {uri} within {timeout} s")
+                await heard(rung, left)
 
     async def exists(self, uri: str) -> bool:
         return (await self._find(uri))[0]

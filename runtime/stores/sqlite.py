@@ -39,9 +39,13 @@ class SQLiteDriver:
     durable = True
 
     def __init__(
-        self, path: Path | str, synchronous: str = "NORMAL", clock: Callable[[], float] = time.time
+        self,
+        path: Path | str,
+        synchronous: str = "NORMAL",
+        clock: Callable[[], float] = time.time,
+        must_exist: bool = False,
     ) -> None:
-        self._group = GroupCommit(Path(path).expanduser().absolute(), synchronous, clock)
+        self._group = GroupCommit(Path(path).expanduser().absolute(), synchronous, clock, must_exist)
         self._write = self._group.run
         self._look = functools.partial(self._group.run, writes=False)
 

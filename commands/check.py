@@ -1,0 +1,105 @@
+"""`check`: say what is wrong with machine files, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..runtime.bundle import load
+from ..runtime.errors import BundleError, UsageError
+from ..runtime.refs import locate
+from ..runtime.yamlmap import read, shown
+
+Known = Mapping[str, Collection[str]] | None
+
+
+@dataclass(frozen=True)
+class _Report:
+    path: str
+    problems: list[str]
+    what: str = ""
+
+
+def run(paths: Sequence[str], known: Known, as_json: bool, out: TextIO) -> int:
+    """Check files and folders (all their YAML files) and print one line a file, or its problems.
+
+    Machines are checked with everything that they name; each problem is listed once, under the file it stands in.
+    Other YAML files are only parsed. `known` maps hook names to their actions. Returns 0, or 2 with a problem.
+    """
+    reports = _merged([_checked(path, known) for path in _files(paths)])
+    if as_json:
+        files = [{"path": each.path, "ok": not each.problems, "problems": each.problems} for each in reports]
+        print(json.dumps({"files": files}, indent=2, ensure_ascii=False), file=out)
+    else:
+        for each in reports:
+            lines = each.problems or [f"ok   {each.path} ({each.what})"]
+            print("\n".join(lines), file=out)
+        count = sum(len(each.problems) for each in reports)
+        if count:
+            bad = sum(bool(each.problems) for each in reports)
+            print(f"{_count(count, 'problem')} in {bad} of {_count(len(reports), 'file')}", file=out)
+    return 2 if any(each.problems for each in reports) else 0
+
+
+def _files(paths: Sequence[str]) -> Iterator[Path | _Report]:
+    seen: set[Path] = set()
+    for text in paths:
+        path = Path(text).expanduser()
+        try:
+            found = _below(path) if path.is_dir() else [locate(text, Path.cwd())]
+        except UsageError as error:
+            yield _Report(text, [f"{text}: {error}"])
+            continue
+        if not found:
+            yield _Report(text, [f"{text}: this folder holds no YAML file"])
+        new = [each for each in found if each not in seen]
+        seen.update(new)
+        yield from new
+
+
+def _below(folder: Path) -> list[Path]:
+    found = (path for path in folder.resolve().rglob("*") if path.suffix in {".yml", ".yaml"} and path.is_file())
+    root = len(folder.resolve().parts)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.parts[root:]))
+
+
+def _checked(path: Path | _Report, known: Known) -> _Report:
+    if isinstance(path, _Report):
+        return path
+    name = shown(path)
+    try:
+        data = read(path).data
+        if not isinstance(data, dict) or data.get("spec") != "flatmachine":
+            return _Report(name, [], _kind(data))
+        states = load(path, known=known)["data"]["states"]
+    except BundleError as error:
+        return _Report(name, error.problems)
+    return _Report(name, [], _count(len(states), "state"))
+
+
+def _kind(data: Any) -> str:
+    spec = data.get("spec") or ("agent" if "type" in data else None) if isinstance(data, dict) else None
+    return f"{spec}, syntax only" if spec else "syntax only"
+
+
+def _merged(reports: list[_Report]) -> list[_Report]:
+    """Leave a problem with the file it stands in, where that is checked too, and list it once."""
+    names = {each.path for each in reports}
+    listed: set[str] = set()
+    merged = []
+    for each in reports:
+        mine = []
+        for problem in each.problems:
+            owner = problem.partition(":")[0]
+            if problem not in listed and (owner == each.path or owner not in names):
+                mine.append(problem)
+                listed.add(problem)
+        merged.append(_Report(each.path, mine, each.what or "faults only in what it names"))
+    return merged
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

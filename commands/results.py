@@ -1,0 +1,100 @@
+"""results: export every item of a pool with its result or its error, also during a run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from flatfleet.commands import cli, exits
+from flatfleet.runtime.errors import UsageError
+from flatfleet.runtime.stores.contract import Item
+
+STATES = ("ready", "delayed", "claimed", "completed", "dead")
+COLUMNS = ("id", "key", "state", "attempts", "crashes", "error_type", "error")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    made = cli.parser("results", "Export every settled item with its result or error, one a line, as JSONL or CSV.")
+    made.add_argument("--pool", default="papers", help="the pool to export")
+    made.add_argument("--csv", action="store_true", help="CSV with one column for each field of the results")
+    made.add_argument("--state", choices=[*STATES, "all", "settled"], default="settled", help="items in this state")
+    made.add_argument("-o", "--output", metavar="FILE", help="write to this file (whole or not at all)")
+    options = cli.finish(made, argv, "results")
+    options.needs_loop, options.must_exist, options.command = True, True, command
+    return options
+
+
+async def command(options: argparse.Namespace, parts: Any) -> int:
+    pools = await parts.store.driver.pools()
+    if options.pool not in pools:
+        raise UsageError(f"no pool '{options.pool}' in {parts.store.url}{cli.did_you_mean(options.pool, pools)}")
+    wanted = {"all": STATES, "settled": ("completed", "dead")}.get(options.state, (options.state,))
+    pool = parts.store.work.pool(options.pool)
+    state = options.state if options.state in STATES else None
+    with _target(options.output) as out:
+        if options.csv:
+            fields: dict[str, None] = {}
+            async for item in pool.items(state):
+                if item.state in wanted and isinstance(item.result, dict):
+                    fields.update(dict.fromkeys(item.result))
+            extra = [name for name in fields if name not in COLUMNS]
+            writer = csv.writer(out)
+            writer.writerow([*COLUMNS, *extra])
+            async for item in pool.items(state):
+                if item.state in wanted:
+                    writer.writerow(_cells(item, extra))
+        else:
+            async for item in pool.items(state):
+                if item.state in wanted:
+                    out.write(json.dumps(_row(item), ensure_ascii=False) + "\n")
+    return exits.DONE
+
+
+def _row(item: Item) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
+    if item.state == "completed":
+        del row["error_type"], row["error"]
+        row["result"] = item.result
+    return row
+
+
+def _cells(item: Item, extra: list[str]) -> list[Any]:
+    result = item.result if isinstance(item.result, dict) else {}
+    return [_cell(getattr(item, name)) for name in COLUMNS] + [_cell(result.get(name)) for name in extra]
+
+
+def _cell(value: Any) -> Any:
+    """A cell; text that a spreadsheet would take for a formula is quoted."""
+    if isinstance(value, dict | list):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value[:1] in "=+-@\t\r" and value:
+        return "'" + value
+    return "" if value is None else value
+
+
+@contextlib.contextmanager
+def _target(path: str | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
+            yield out
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""Lifecycle hook: a worker registers itself when it starts and deregisters however it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from flatmachines import MachineHooks, WorkerRegistration
+
+from flatfleet.hooks.values import text, whole, worker_id
+from flatfleet.runtime.errors import StoreError
+from flatfleet.runtime.fleet import Fleet
+
+
+class Registration(MachineHooks):  # type: ignore[misc]
+    """Registers unless the machine's `registration` is "none"; claims and results are the same either way."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def on_machine_start(self, context: dict[str, Any]) -> dict[str, Any]:
+        name = worker_id(context)
+        if text(context, "registration", "store") == "none":
+            return context
+        worker = WorkerRegistration(
+            worker_id=name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            capabilities=sorted(self._fleet.capabilities),
+        )
+        about = {
+            "pool": text(context, "pool", "papers"),
+            "parallelism": whole(context, "parallelism", 1),
+            "machine": context.get("machine", {}).get("machine_name"),
+        }
+        await self._fleet.store.registration.register(worker, about)
+        self._fleet.enlist(name)
+        return context
+
+    async def on_machine_end(self, context: dict[str, Any], final_output: dict[str, Any]) -> dict[str, Any]:
+        await self._deregister(context, (final_output or {}).get("status", "ended"))
+        return final_output
+
+    async def on_machine_abort(self, context: dict[str, Any], error: BaseException) -> None:
+        try:
+            await self._deregister(context, type(error).__name__)
+        except StoreError:
+            return  # the registration's lease runs out by itself
+
+    async def _deregister(self, context: dict[str, Any], ended: str) -> None:
+        name = context.get("worker_id")
+        if name not in self._fleet.workers:
+            return
+        self._fleet.discharge(name)
+        await self._fleet.store.driver.set_status(
+            name, "terminated", {"ended": ended, "processed": context.get("processed", 0)}
+        )

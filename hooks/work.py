@@ -1,0 +1,82 @@
+"""A worker's actions: claim one item, wait for one, complete or fail it. No store is named here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flatfleet.hooks.values import number, text, worker_id
+from flatfleet.runtime.errors import LeaseLost
+from flatfleet.runtime.fleet import Fleet
+from flatfleet.runtime.stores.store import Pool
+
+_EMPTY = {"item_id": None, "item": None, "result": None, "error": None, "last_error": None, "last_error_type": None}
+
+
+async def claim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
+    """Claim the next item into `item_id` and `item` (None if there is none), or set `stop` if told to stop."""
+    worker = worker_id(context)
+    context.update(_EMPTY, stop=fleet.must_stop(worker))
+    if context["stop"]:
+        return context
+    claims = await _pool(context, fleet).claim_many(worker, 1, fleet.capabilities)
+    if claims:
+        fleet.hold(claims[0], worker)
+        context.update(item_id=claims[0].id, item=claims[0].data)
+    return context
+
+
+async def idle(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
+    """Wait for work; `idle` tells why it ended: woken, dismissed, empty (a batch is done) or timeout (nobody came)."""
+    timeout = number(context, "idle_timeout", 300.0) if fleet.served else None
+    context["idle"] = await fleet.lounge.wait(text(context, "pool", "papers"), timeout)
+    return context
+
+
+async def complete(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
+    """Commit `result` as the item's result, under its token."""
+    lease = _lease(context, fleet)
+    await _pool(context, fleet).complete(lease.item_id, context.get("result"), token=lease.token, cost=lease.cost)
+    fleet.let_go(lease.item_id)
+    context["processed"] = context.get("processed", 0) + 1
+    return context
+
+
+async def fail(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
+    """End the attempt with the error that routed here: the item's own fault costs an attempt, a provider's does not."""
+    lease = _lease(context, fleet)
+    error = context.get("error") or {}
+    await _pool(context, fleet).fail(
+        lease.item_id,
+        error.get("message") or text(context, "last_error", "unknown error"),
+        token=lease.token,
+        error_type=error.get("type") or text(context, "last_error_type", "Error"),
+        consume_attempt=not error.get("provider", False),
+        permanent=error.get("permanent", False),
+        retry_after=error.get("retry_after"),
+        cost=lease.cost,
+    )
+    fleet.let_go(lease.item_id)
+    return context
+
+
+async def forget(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
+    """Drop an item whose lease was lost: it is somebody else's now."""
+    fleet.let_go(context["item_id"])
+    return context
+
+
+async def recover(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
+    """Hand back what dead processes of this machine held; `recovered` counts the items."""
+    context["recovered"], _ = await fleet.recover()
+    return context
+
+
+def _pool(context: dict[str, Any], fleet: Fleet) -> Pool:
+    return fleet.store.work.pool(text(context, "pool", "papers"))
+
+
+def _lease(context: dict[str, Any], fleet: Fleet) -> Any:
+    item_id = context.get("item_id")
+    if item_id is None:
+        raise LeaseLost("there is no claimed item in the context")
+    return fleet.held(item_id)

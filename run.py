@@ -1,0 +1,105 @@
+"""The composition root: parse → build → execute. The only file that joins hooks, stores and engines.
+
+`python run.py FILE …` and `flatfleet run FILE …` are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("FLATAGENTS_LOG_LEVEL", "WARNING")
+os.environ.setdefault("FLATAGENTS_METRICS_ENABLED", "false")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a machine of this process runs with."""
+
+    store: Any
+    fleet: Any
+    engine: Any
+    hooks: Any
+    adapters: Any
+
+    def backends(self) -> dict[str, Any]:
+        """The arguments of the SDK's FlatMachine that join a machine to this store and engine."""
+        return {
+            "hooks_registry": self.hooks,
+            "persistence": self.store.checkpoints,
+            "lock": self.store.lock,
+            "invoker": self.engine,
+            "result_backend": self.store.results,
+            "signal_backend": self.store.signals,
+            "config_store": self.store.configs,
+            "agent_registry": self.adapters,
+        }
+
+    def machine(self, config: Any, folder: str, execution_id: str | None = None) -> Any:
+        """Make a Machine of a bundle."""
+        from flatfleet.runtime.machine import Machine
+
+        extra = {"_execution_id": execution_id} if execution_id else {}
+        return Machine(
+            config_dict=config, leases=self.fleet.leases, _config_dir=folder, **self.backends(), **extra
+        )
+
+
+def compose(
+    url: str, *, served: bool = False, capabilities: Collection[str] = (), must_exist: bool = False, **options: Any
+) -> Parts:
+    """Join the store behind `url` with the inline engine, the hooks and the agent adapters."""
+    from flatfleet import hooks
+    from flatfleet.runtime.adapters.registry import adapters
+    from flatfleet.runtime.engines.inline import InlineEngine
+    from flatfleet.runtime.fleet import Fleet
+    from flatfleet.runtime.stores import open_store
+
+    store = open_store(url, must_exist=must_exist, **options)
+    fleet = Fleet(store, capabilities=capabilities, served=served)
+    return Parts(store, fleet, InlineEngine(fleet), hooks.registry(fleet), adapters())
+
+
+def wire(url: str = "memory:", **options: Any) -> dict[str, Any]:
+    """The arguments that run any of our machines under the SDK's own class: `FlatMachine(config_file=…, **wire(url))`.
+
+    Launched machines belong to the engine: after `execute`, `await parts["invoker"].join()` waits for them.
+    """
+    return compose(url, **options).backends()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code (see docs/cli.md)."""
+    from flatfleet.commands import cli
+
+    options = cli.parse(argv)
+    return asyncio.run(_execute(options)) if options.needs_loop else options.command(options, None)
+
+
+async def _execute(options: Any) -> int:
+    parts = compose(
+        options.store,
+        served=getattr(options, "stay", False),
+        capabilities=getattr(options, "capabilities", ()),
+        must_exist=options.must_exist,
+    )
+    try:
+        code: int = await options.command(options, parts)
+        return code
+    finally:
+        await parts.fleet.close()
+
+
+def console() -> None:
+    """The entry point of `flatfleet`: errors become one clear message and an exit code."""
+    from flatfleet.commands import exits
+
+    exits.leave(main, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    console()

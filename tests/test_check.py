@@ -1,0 +1,115 @@
+"""`check` says for each file whether it is right, and each problem once."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from flatfleet.commands.check import run
+
+GOOD = """spec: flatmachine
+spec_version: '4.2.1'
+data:
+  states:
+    a: {action: go, hooks: work, transitions: [{to: b}]}
+    b: {type: final}
+"""
+BAD = GOOD.replace("to: b", "to: c")
+PARENT = """spec: flatmachine
+spec_version: '4.2.1'
+data:
+  machines: {child: bad.yml}
+  states: {a: {machine: child, transitions: [{to: b}]}, b: {type: final}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, text: str) -> None:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
+def check(*paths: str, known: dict[str, list[str]] | None = None) -> tuple[int, list[str]]:
+    out = io.StringIO()
+    code = run(paths, known, False, out)
+    return code, out.getvalue().splitlines()
+
+
+def test_a_right_file() -> None:
+    write("machines/good.yml", GOOD)
+    assert check("machines/good.yml") == (0, ["ok   machines/good.yml (2 states)"])
+
+
+def test_hooks_are_checked_where_they_are_known() -> None:
+    write("good.yml", GOOD)
+    code, lines = check("good.yml", known={"work": ["goo"]})
+    assert code == 2
+    assert "good.yml:5:17: state 'a': unknown action 'go' of hooks work — known: goo. Did you mean 'goo'?" in lines
+
+
+def test_a_folder_lists_each_problem_once_under_its_file() -> None:
+    write("machines/bad.yml", BAD)
+    write("machines/good.yml", GOOD)
+    write("machines/parent.yml", PARENT)
+    write("machines/.hidden/bad.yml", BAD)
+    code, lines = check("machines", "machines/good.yml")
+    assert code == 2
+    assert [line.split(" ")[0] for line in lines] == [
+        "machines/bad.yml:5:53:",
+        "machines/bad.yml:6:5:",
+        "ok",
+        "ok",
+        "2",
+    ]
+    assert lines[3] == "ok   machines/parent.yml (faults only in what it names)"
+    assert lines[4] == "2 problems in 1 of 3 files"
+
+
+def test_a_parent_alone_shows_what_is_wrong_below() -> None:
+    write("bad.yml", BAD)
+    write("parent.yml", PARENT)
+    code, lines = check("parent.yml")
+    assert code == 2
+    assert lines[0].startswith("bad.yml:5:")
+
+
+def test_other_files_are_only_parsed() -> None:
+    write("agents/a.flatagent.yml", "spec: flatagent\ndata: {prompt: nowhere.yml}\n")
+    write("agents/a.offline.yml", "type: offline\n")
+    write("agents/list.yml", "[1, 2]\n")
+    write("agents/wrong.yml", "a: [\n")
+    code, lines = check("agents")
+    assert code == 2
+    assert lines[:3] == [
+        "ok   agents/a.flatagent.yml (flatagent, syntax only)",
+        "ok   agents/a.offline.yml (agent, syntax only)",
+        "ok   agents/list.yml (syntax only)",
+    ]
+    assert lines[3].startswith("agents/wrong.yml:2:1: not YAML")
+
+
+@pytest.mark.parametrize(("path", "words"), [("god.yml", "Did you mean 'good.yml'?"), ("empty", "no YAML file")])
+def test_paths_that_hold_nothing(path: str, words: str) -> None:
+    write("good.yml", GOOD)
+    Path("empty").mkdir()
+    code, lines = check(path)
+    assert code == 2
+    assert words in lines[0]
+
+
+def test_json() -> None:
+    write("bad.yml", BAD)
+    write("good.yml", GOOD)
+    out = io.StringIO()
+    assert run(["good.yml", "bad.yml"], None, True, out) == 2
+    good, bad = json.loads(out.getvalue())["files"]
+    assert good == {"path": "good.yml", "ok": True, "problems": []}
+    assert (bad["path"], bad["ok"]) == ("bad.yml", False)
+    assert bad["problems"][0].startswith("bad.yml:5:53: ")
