@@ -44,9 +44,7 @@ class Parts:
         from flatfleet.runtime.machine import Machine
 
         extra = {"_execution_id": execution_id} if execution_id else {}
-        return Machine(
-            config_dict=config, leases=self.fleet.leases, _config_dir=folder, **self.backends(), **extra
-        )
+        return Machine(config_dict=config, leases=self.fleet.leases, _config_dir=folder, **self.backends(), **extra)
 
 
 def compose(

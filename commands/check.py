@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..runtime.bundle import load
-from ..runtime.errors import BundleError, UsageError
-from ..runtime.refs import locate
-from ..runtime.yamlmap import read, shown
+from flatfleet.commands import cli
+from flatfleet.runtime.bundle import load
+from flatfleet.runtime.bundle.refs import locate
+from flatfleet.runtime.bundle.yamlmap import read, shown
+from flatfleet.runtime.errors import BundleError, UsageError
 
 Known = Mapping[str, Collection[str]] | None
 
@@ -21,6 +23,20 @@ class _Report:
     path: str
     problems: list[str]
     what: str = ""
+
+
+def parse(argv: Sequence[str]) -> Any:
+    made = cli.parser("check", "Find mistakes in machine files: file:line:column, what is wrong, what is known.")
+    made.add_argument("files", nargs="*", metavar="FILE", help="files, folders, package: refs (default: machines/)")
+    options = cli.finish(made, argv, "check")
+    options.needs_loop, options.must_exist, options.command = False, False, command
+    return options
+
+
+def command(options: Any, parts: None) -> int:
+    from flatfleet import hooks
+
+    return run(options.files or ["machines"], hooks.known(), options.json, sys.stdout)
 
 
 def run(paths: Sequence[str], known: Known, as_json: bool, out: TextIO) -> int:

@@ -53,10 +53,11 @@ def parser(verb: str, description: str) -> argparse.ArgumentParser:
         prog=f"flatfleet {verb}",
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument("--store", default=os.environ.get("FLATFLEET_STORE", "sqlite:fleet.db"), metavar="URL",
-                      help="where everything durable is (or the variable FLATFLEET_STORE)")
+    store = os.environ.get("FLATFLEET_STORE", "sqlite:fleet.db")
+    made.add_argument(
+        "--store", default=store, metavar="URL", help=f"where everything durable is, or FLATFLEET_STORE (now: {store})"
+    )
     made.add_argument("--json", action="store_true", default=False, help="machine-readable output")
     made.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
     return made
@@ -94,7 +95,7 @@ def input_value(spec: Any, text: str) -> Any:
         else:
             value = text
     except (ValueError, KeyError):
-        raise UsageError(f"{flag} is {text!r}: it takes a {spec.type} ({spec.description})") from None
+        raise UsageError(f"{flag} is {text!r}: it takes {spec.type} ({spec.description})") from None
     if spec.enum and value not in spec.enum:
         raise UsageError(f"{flag} is {text!r}{did_you_mean(text, [str(known) for known in spec.enum])}")
     return value

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flatfleet.commands import cli, exits
-from flatfleet.runtime.errors import UsageError
+from flatfleet.runtime.errors import UsageError, did_you_mean
 from flatfleet.runtime.stores.contract import Item
 
 STATES = ("ready", "delayed", "claimed", "completed", "dead")
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 async def command(options: argparse.Namespace, parts: Any) -> int:
     pools = await parts.store.driver.pools()
     if options.pool not in pools:
-        raise UsageError(f"no pool '{options.pool}' in {parts.store.url}{cli.did_you_mean(options.pool, pools)}")
+        raise UsageError(f"no pool '{options.pool}' in {parts.store.url}{did_you_mean(options.pool, pools)}")
     wanted = {"all": STATES, "settled": ("completed", "dead")}.get(options.state, (options.state,))
     pool = parts.store.work.pool(options.pool)
     state = options.state if options.state in STATES else None

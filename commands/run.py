@@ -17,7 +17,7 @@ from typing import Any
 from flatfleet.commands import cli, exits
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.summary import Summary
-from flatfleet.runtime.errors import FleetError, UsageError
+from flatfleet.runtime.errors import FleetError, UsageError, did_you_mean
 
 RESERVED = frozenset({"store", "json", "verbose", "task", "agents", "with", "stay", "drain-deadline", "capabilities"})
 
@@ -37,12 +37,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     made = cli.parser(f"run {file}", config.get("metadata", {}).get("description", ""))
     made.add_argument("--task", metavar="FILE", help="run this machine for each item instead of the shipped task")
-    made.add_argument("--agents", choices=["offline", "flatagent"], default=chosen.agents,
-                      help="offline agents, or their FlatAgent twins (or the variable FLATFLEET_AGENTS)")
+    made.add_argument(
+        "--agents",
+        choices=["offline", "flatagent"],
+        default=chosen.agents,
+        help="offline agents, or their FlatAgent twins (or the variable FLATFLEET_AGENTS)",
+    )
     made.add_argument("--with", dest="with_", metavar="JSON", default="{}", help="inputs as one JSON object")
     made.add_argument("--stay", action="store_true", help="keep the workers waiting for more items")
-    made.add_argument("--drain-deadline", type=float, default=30.0, metavar="S",
-                      help="seconds that the items in hand have to finish after the first Ctrl-C")
+    made.add_argument(
+        "--drain-deadline",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that the items in hand have to finish after the first Ctrl-C",
+    )
     made.add_argument("--capabilities", default="", metavar="A,B", help="what the workers here can serve")
     group = made.add_argument_group("inputs of this machine")
     for spec in specs.values():
@@ -57,7 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"--with needs a JSON object such as '{{\"workers\": 8}}', not {options.with_[:60]}")
     for name in inputs:
         if name not in specs:
-            raise UsageError(f"--with: machine {file} has no input '{name}'{cli.did_you_mean(name, specs)}")
+            raise UsageError(f"--with: machine {file} has no input '{name}'{did_you_mean(name, specs)}")
     for spec in specs.values():
         value = getattr(options, f"input_{spec.name}")
         if value is not None:

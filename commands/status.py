@@ -27,12 +27,18 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     workers = await driver.workers()
     shown = [worker for worker in workers if options.all or worker.status in LIVE_WORKER]
     if options.json:
-        print(json.dumps({  # noqa: T201
-            "store": parts.store.url,
-            "pools": {n: asdict(c) | {"left": c.left, "total": c.total, "errors": errors[n]} for n, c in pools.items()},
-            "workers": [_worker(worker) for worker in shown],
-            "ended_workers": sum(worker.status not in LIVE_WORKER for worker in workers),
-        }))
+        print(
+            json.dumps(
+                {  # noqa: T201
+                    "store": parts.store.url,
+                    "pools": {
+                        n: asdict(c) | {"left": c.left, "total": c.total, "errors": errors[n]} for n, c in pools.items()
+                    },
+                    "workers": [_worker(worker) for worker in shown],
+                    "ended_workers": sum(worker.status not in LIVE_WORKER for worker in workers),
+                }
+            )
+        )
         return exits.DONE
     lines = [f"store {parts.store.url}"]
     for name, counts in pools.items():

@@ -10,11 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from flatmachines import HooksRegistry, MachineHooks
-
 from flatfleet.hooks import flow, papers, registration, sources, work
 from flatfleet.runtime.errors import UnknownAction, did_you_mean
 from flatfleet.runtime.fleet import Fleet
+from flatmachines import HooksRegistry, MachineHooks
 
 Action = Callable[[dict[str, Any], Fleet], Awaitable[dict[str, Any]]]
 
@@ -49,7 +48,7 @@ def _functions(module: ModuleType) -> dict[str, Action]:
     }
 
 
-class Actions(MachineHooks):  # type: ignore[misc]
+class Actions(MachineHooks):
     """A module's actions as the SDK's hooks: `on_action` calls the function of that name, and raises on another."""
 
     def __init__(self, name: str, functions: Mapping[str, Action], fleet: Fleet) -> None:

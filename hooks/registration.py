@@ -6,14 +6,13 @@ import os
 import socket
 from typing import Any
 
-from flatmachines import MachineHooks, WorkerRegistration
-
 from flatfleet.hooks.values import text, whole, worker_id
 from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.fleet import Fleet
+from flatmachines import MachineHooks, WorkerRegistration
 
 
-class Registration(MachineHooks):  # type: ignore[misc]
+class Registration(MachineHooks):
     """Registers unless the machine's `registration` is "none"; claims and results are the same either way."""
 
     def __init__(self, fleet: Fleet) -> None:

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from flatmachines.locking import NoOpLock
-
 from flatfleet.runtime.errors import ChildFailed, ChildWaiting, DuplicateKey, LeaseLost
+from flatmachines.locking import NoOpLock
 
 MAX_PARALLEL = 64
 """`settings.max_parallel` where a machine does not say: children of one state that run at once."""
@@ -16,6 +15,7 @@ MAX_PARALLEL = 64
 
 class _Won(Exception):
     """Ends a `mode: any` at its first success."""
+
 
 class Children:
     """The part of Machine that makes, runs, bounds and checks child machines."""
@@ -110,24 +110,21 @@ class Children:
         lease = self._leases.get(child_id)
         if lease is None:
             return await self._run_child(machine_name, child_id, data, keyed=True)
-        if lease.lost is not None:
-            raise LeaseLost(lease.lost)
+        lease.check()
         before = self.total_cost
         task = lease.task = asyncio.create_task(self._run_child(machine_name, child_id, data, keyed=True))
         try:
             return await task
         except asyncio.CancelledError:
             current = asyncio.current_task()
-            if lease.lost is not None and not (current is not None and current.cancelling()):
-                raise LeaseLost(lease.lost) from None
+            if current is None or not current.cancelling():
+                lease.check()  # it was not this task that was cancelled, but the work of a lost lease
             raise
         finally:
             lease.task = None
             lease.cost += self.total_cost - before
 
-    async def _run_child(
-        self: Any, machine_name: str, child_id: str, data: dict[str, Any], keyed: bool = False
-    ) -> Any:
+    async def _run_child(self: Any, machine_name: str, child_id: str, data: dict[str, Any], keyed: bool = False) -> Any:
         child = self._child(machine_name, child_id)
         if not keyed and "state_enter" not in self.checkpoint_events:
             child.checkpoint_events = set()  # nobody could resume it: its parent starts from the beginning

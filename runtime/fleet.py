@@ -37,6 +37,11 @@ class Lease:
         self.task: asyncio.Task[object] | None = None
         self.lost: str | None = None
 
+    def check(self) -> None:
+        """Raise LeaseLost if the lease is lost."""
+        if self.lost is not None:
+            raise LeaseLost(self.lost)
+
     def lose(self, why: str) -> None:
         """Mark the lease lost and cancel the work that runs under it."""
         self.lost = why
@@ -79,8 +84,7 @@ class Fleet:
         lease = self.leases.get(item_id)
         if lease is None:
             raise LeaseLost(f"item {item_id} is not held by this process")
-        if lease.lost is not None:
-            raise LeaseLost(lease.lost)
+        lease.check()
         return lease
 
     def let_go(self, item_id: str) -> None:

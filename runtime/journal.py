@@ -7,12 +7,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flatmachines.persistence import PersistenceBackend
-
 from flatfleet.runtime.fleet import Lease
 from flatfleet.runtime.stores.checkpoints import Checkpoints, row_of, split_key
 from flatfleet.runtime.stores.contract import SnapshotRow
 from flatfleet.runtime.stores.keys import item_of
+from flatmachines.persistence import PersistenceBackend
 
 logger = logging.getLogger(__name__)
 

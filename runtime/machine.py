@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flatmachines import FlatMachine
-from flatmachines.expressions.simple import SimpleExpressionEngine
-
 from flatfleet.runtime import bundle
 from flatfleet.runtime.children import Children
 from flatfleet.runtime.errors import ItemTimeout, MachineError, StateTimeout, StepLimitReached, UsageError
@@ -23,6 +20,8 @@ from flatfleet.runtime.fleet import Lease
 from flatfleet.runtime.journal import Journal
 from flatfleet.runtime.stores.checkpoints import Checkpoints
 from flatfleet.runtime.templates import Conditions, Render, compile_template
+from flatmachines import FlatMachine
+from flatmachines.expressions.simple import SimpleExpressionEngine
 
 MAX_STEPS = 1000
 """`settings.max_steps` where a machine does not say; 0 there means unlimited."""
@@ -42,6 +41,11 @@ class Machine(Children, FlatMachine):
       `key`) can be routed by `on_error`.
     - A saved `state_enter` is a committed transition: a resumed machine enters that state again and repeats none before.
     """
+
+    config: bundle.Bundle
+    persistence: Any
+    spec_version: str
+    _expression_engine: Any
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class Machine(Children, FlatMachine):
             super()._parse_machine_config()
             self.config.cache[_PARSED] = {name: vars(self)[name] for name in vars(self).keys() - before}
         else:
-            vars(self).update(parsed)
+            self.__dict__.update(parsed)
 
     def _initialize_persistence(self, persistence: Any, lock: Any) -> None:
         super()._initialize_persistence(persistence, lock)

@@ -21,9 +21,9 @@ KNOWN = frozenset(
 )
 _NUMBER = r"(?:\d{1,2}(?:\.\d{1,2}){0,3}\.?|[IVX]{1,5}\.|[A-H]\.)"
 _NUMBERED = re.compile(rf"{_NUMBER}\s+(?=[A-Z])(?P<title>\S.*)")
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t](.*))?$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)$")
-_FRONT_TITLE = re.compile(r"""^title\s*[:=]\s*(["']?)(.+?)\1\s*$""", re.MULTILINE)
+_FRONT_TITLE = re.compile(r"""^title\s*[:=]\s*(["']?)(.{1,300}?)\1[ \t]*$""", re.MULTILINE)
 
 
 def known_heading(line: str) -> str:
@@ -99,7 +99,7 @@ def _markdown_heading(lines: Sequence[str], i: int) -> tuple[int, str, int]:
     """Return (line of the heading, its text, its level; 0: line `i` ends no heading)."""
     atx = _ATX.match(lines[i])
     if atx:
-        return i, (atx[2] or "").strip(), len(atx[1])
+        return i, re.sub(r"(?:^|[ \t])#+$", "", (atx[2] or "").strip()).strip(), len(atx[1])
     under = re.fullmatch(r" {0,3}(=+|-{2,})[ \t]*", lines[i])
     above = lines[i - 1].strip() if i else ""
     if under and above and (i < 2 or not lines[i - 2].strip()) and not re.match(r"[-*+>|#`~]|\d+[.)] ", above):

@@ -27,8 +27,8 @@ _OPENING = frozenset({"abstract", "summary", "introduction", "background"})
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\xad": "-"})
 _JUNK_TITLE = re.compile(r"(?i)^(untitled.*|microsoft .*|.*\.(docx?|pdf|tex|dvi|indd|qxd|rtf|ps)|title|paper|\W*)$")
 _ABSTRACT = re.compile(r"(?i)^(abstract)\s*[—–:.-]\s*(?=\S)")
-_HYPHENATED = re.compile(r"(\w*[a-zäöüß])-\n([a-zäöüß]\w*)")
-_LINK_BREAK = re.compile(r"(https?:(?:/{1,2}\S*[/#=_-])?)\n(?=[\w/])")
+_HYPHENATED = re.compile(r"\b(\w*[a-zäöüß])-\n([a-zäöüß]\w*)")
+_LINK_BREAK = re.compile(r"(https?:(?:/{1,2}\S{0,999}[/#=_-])?)\n(?=[\w/])")
 
 
 @dataclass

@@ -108,7 +108,7 @@ def _text(value: Any) -> str:
     elif isinstance(value, list | tuple):
         value = " ".join(str(part) for part in value)
     line = " ".join(_INVISIBLE.sub("", "" if value is None else str(value)).split())
-    line = re.sub(r"\\(?=[!-/:-@\[-`{-~])|[`*]", r"\\\g<0>", line)
+    line = re.sub(r"\\(?=[!-/:-@\[-`{-~]|$)|[`*]", r"\\\g<0>", line)
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=~)~", r"\\\g<0>", line)
     line = re.sub(r"\](?=[(\[:])|!(?=\[)|(?<= )#(?=#*$)", r"\\\g<0>", line)
     line = re.sub(r"&(?=#?\w+;)", "&amp;", line)

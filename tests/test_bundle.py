@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from flatfleet.runtime.bundle import Bundle, InputSpec, inputs, load, used_inputs
+from flatfleet.runtime.bundle.yamlmap import read
 from flatfleet.runtime.errors import BundleError, UsageError
-from flatfleet.runtime.yamlmap import read
 
 HEAD = "spec: flatmachine\nspec_version: '4.2.1'\n"
 

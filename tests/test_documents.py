@@ -63,10 +63,10 @@ def outline(document: Document) -> list[tuple[str, str]]:
 def test_rows_with_sections() -> None:
     row = {
         "title": " A  paper\n", "abstract": "Short.", "text": "ignored",
-        "sections": [{"title": "None", "depth": 1, "text": ""}, {"title": "One", "text": "a {{ 7*7 }} b\r\nc"}, "loose"],
+        "sections": [{"title": "None", "depth": 1, "text": ""}, {"title": "One", "text": "a {{ 7*7 }} b\r\nc"}, "end"],
     }  # fmt: skip
     document = read(row)
-    assert document == Document("A paper", [Section("One", "a {{ 7*7 }} b\nc"), Section("", "loose")], "Short.")
+    assert document == Document("A paper", [Section("One", "a {{ 7*7 }} b\nc"), Section("", "end")], "Short.")
     assert document.words == 7 + 1
 
 

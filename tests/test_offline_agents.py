@@ -27,8 +27,8 @@ ROLE_OF = {"analyst": "analyze", "synthesizer": "synthesize", "judge": "judge", 
 TITLE = "Moss cover keeps urban soil moist"
 ABSTRACT = (
     "City soils dry out fast in summer, and watering them costs money. We show that a thin cover of moss keeps urban "
-    "soil moist for longer than mulch. Over two summers, moss plots lost 38% less water than bare plots. We propose moss "
-    "cover as a cheap measure against the drying of city soils."
+    "soil moist for longer than mulch. Over two summers, moss plots lost 38% less water than bare plots. We propose "
+    "moss cover as a cheap measure against the drying of city soils."
 )
 PARTS = {
     "Introduction": (
@@ -108,8 +108,14 @@ def test_clean_removes_what_points_elsewhere_and_keeps_what_is_said() -> None:
 
 
 def test_headings_tables_and_bullets_are_not_glued_to_sentences() -> None:
-    text = "# Results\n\nWater loss\nMoss plots lost less water than all other plots did.\n\n| a | b |\n- First.\n- Second."
+    text = "# Results\n\nWater loss\nMoss plots lost less water than all other plots did.\n\n| a |\n- First.\n- Second."
     assert sentences(text) == ["Moss plots lost less water than all other plots did.", "First.", "Second."]
+
+
+def test_the_bibliography_is_not_read() -> None:
+    prose = "Moss plots lost less water than all other plots did."
+    assert sentences(prose + "\n\nReferences\n\nBerg, A. B., & Li, C. (2011). Moss. Soil 3(2), 1-9.") == [prose]
+    assert not quotable("Berg, A. B., & Li, C. Moss keeps the soil moist in summer.")
 
 
 def test_quotable_refuses_fragments() -> None:
@@ -506,6 +512,8 @@ def test_document_text_is_data_in_the_prompt() -> None:
     assert "{{ 7*7 }}" in shown
 
 
+# Before it validates, the SDK replaces an embedded prompt + profile by a stand-in which its own schema refuses.
+@pytest.mark.filterwarnings("ignore:Flatmachine config has validation issues")
 def test_a_twin_runs_in_a_stock_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     from flatagents import flatagent
 

@@ -61,8 +61,9 @@ ATTACKS = [
     "1) item", "```\ncode\n```", "~~~\ncode", "    indented", "\tindented", "| a | b |\n|---|---|\n| 1 | 2 |", "***",
     "<script>alert(1)</script>", "<!-- ", "<img src=x onerror=alert(1)>", "a <b>c</b>", "<https://evil.example>",
     "[x](javascript:alert(1))", "![x](http://evil.example/t.png)", "[x][y]", "[y]: http://evil.example", "[x\\](y)",
-    "`code`", "``", "*em* **strong** _em_ __strong__ ~~gone~~", "\\# x", "\\\\`a`", "&lt;b&gt; &#35; &amp;", "ends in \\",
-    "a\u2028# b", "a\x85# b", "a\x0b# b", "\u202etxt.exe", "title #", "title ##", "!\\[x](y)", "<\\script>", "{{ 7*7 }}",
+    "`code`", "``", "*em* **strong** _em_ __strong__ ~~gone~~", "\\# x", "\\\\`a`", "&lt;b&gt; &#35; &amp;",
+    "a\u2028# b", "a\x85# b", "a\x0b# b", "\u202etxt.exe", "title #", "title ##", "!\\[x](y)", "<\\script>",
+    "{{ 7*7 }}", "ends in \\",
 ]  # fmt: skip
 
 
@@ -74,8 +75,8 @@ def shape(text: str) -> list[tuple[str, list[str]]]:
 
 def filled(text: str) -> dict[str, Any]:
     return {
-        **REPORT, "title": text, "source": text, "item_id": text, "summary": text, "key_points": [text], "claims": [text],
-        "terms": [text], "sections": [{"heading": text, "summary": text}], "agents": text,
+        **REPORT, "title": text, "source": text, "item_id": text, "summary": text, "key_points": [text],
+        "claims": [text], "terms": [text], "sections": [{"heading": text, "summary": text}], "agents": text,
     }  # fmt: skip
 
 

@@ -32,7 +32,13 @@ FINDING = re.compile(
 PROCEDURE = re.compile(
     r"\b(?:were|was) (?:\w+ly )?(?:performed|purchased|obtained from|incubated|washed|stained|centrifuged|collected"
     r"|recorded|generated|calculated|cultured|carried out|amplified|cloned|fixed|mounted|added|approved)\b"
+    r"|^For [^.]{0,60}\bwe used\b|\([\w][\w -]*, (?:[A-Z]\w+, )?(?:USA|UK|Germany|Japan|France|Switzerland|[A-Z]{2})\)"
     r"|\baccording to the manufacturer|\bas (?:previously )?described\b|\b(?:°C|μl|µl|μM|µM|mM|μg|µg)\b",
+)
+LEANING = re.compile(
+    r"\b(?:the (?:former|latter|above)|as (?:pointed out|mentioned|noted|described|stated) (?:previously|above|before)"
+    r"|(?:find|found|show|showed|that) this (?:also|is|was|holds|would))\b",
+    re.IGNORECASE,
 )
 _LABEL = re.compile(r"s?\d+[a-z]?|usa|inc|ltd")
 
@@ -203,6 +209,8 @@ def _alone(sentence: str) -> float:
     if LINKS.match(sentence):
         factor *= 0.9
     if (words(sentence[:40]) or [""])[0] in DANGLING:
+        factor *= 0.6
+    if LEANING.search(sentence):
         factor *= 0.6
     if PROCEDURE.search(sentence):
         factor *= 0.55

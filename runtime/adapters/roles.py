@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from .critique import (
-    ALIKE,
     MAX_DRAFT,
     MAX_DRAFT_CHARS,
     NUMBER,
@@ -15,14 +13,14 @@ from .critique import (
     WORDS,
     Output,
     faults,
-    is_aside,
     lacking_terms,
     merit,
     text_of,
     texts_of,
     uncovered,
 )
-from .ranking import FINDING, MAX_SENTENCES, PROCEDURE, pick, scores, similarity, terms, vectors
+from .pieces import Piece, gather, origin, said
+from .ranking import FINDING, MAX_SENTENCES, PROCEDURE, pick, scores, terms, vectors
 from .text import FIGURE, dangling, quotable, sentences, shorten, standalone, stems
 
 
@@ -52,7 +50,7 @@ def analyze(data: Output) -> Output:
 
 def synthesize(data: Output) -> Output:
     """Return summary, key_points, terms, claims and sections for a whole document, from the analyses of its parts."""
-    pool = _pool(data)
+    pool = gather(data)
     chosen = _first_choice(pool)
     return _report(data, pool, [pool[i] for i in _in_order(pool, chosen)])
 
@@ -72,7 +70,7 @@ def improve(data: Output) -> Output:
     parts say and the draft leaves out is added, first from the sections that the feedback names; then it is cut to
     length. It returns the draft as it was if that scores higher.
     """
-    pool = _pool(data)
+    pool = gather(data)
     old = data["draft"]
     feedback = " ".join(data["feedback"]).lower()
     kept = _sound(str(old.get("summary") or "")[:MAX_DRAFT_CHARS], pool) or [
@@ -101,49 +99,11 @@ def improve(data: Output) -> Output:
     for piece in wanted:
         if len(kept) >= SUMMARY[1]:
             break
-        if _size([*kept, piece]) <= room and not dangling(piece.text) and not _said(piece.text, kept):
+        if _size([*kept, piece]) <= room and not dangling(piece.text) and not said(piece.text, kept):
             kept.append(piece)
     new = _report(data, pool, _connected(kept), named.union(open_parts))
     first, second = (new, old) if merit(new, data["analyses"]) >= merit(old, data["analyses"]) else (old, new)
     return {key: first.get(key) or second.get(key) or new[key] for key in new}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One sentence that a summary may use: where it is from (part -1 is the abstract) and how much it weighs."""
-
-    text: str
-    part: int
-    order: int
-    heading: str
-    weight: float
-    place: float
-    leans_on: str = ""  # the sentence that has to stand right before this one, if it opens with 'This' or 'They'
-
-
-def _pool(data: Output) -> list[Piece]:
-    found: list[tuple[str, int, int, str]] = []
-    abstract = sentences(data["abstract"][:MAX_DRAFT_CHARS])[:40]
-    found += [(text, -1, i, "") for i, text in enumerate(abstract)]
-    for part, analysis in enumerate(data["analyses"]):
-        own = dict.fromkeys([*texts_of(analysis, "key_sentences"), *texts_of(analysis, "claims")])
-        if not own:
-            own = dict.fromkeys(sentences(str(analysis.get("summary") or "")))
-        cleaned = (text for raw in own for text in sentences(raw))
-        found += [(text, part, i, str(analysis.get("heading") or "")) for i, text in enumerate(cleaned)]
-    found = [item for item in found if quotable(item[0])][:MAX_SENTENCES]
-    weights = scores([text for text, *_ in found], data["title"])
-    parts = max(1, len(data["analyses"]))
-    aside = [is_aside(analysis) for analysis in data["analyses"]]
-    pool = []
-    for (text, part, order, heading), weight in zip(found, weights, strict=True):
-        if part < 0:
-            last = order == len(abstract) - 1 and len(abstract) > 2
-            place, factor = (2.0 if last else -1 + order / len(abstract)), 1.5
-        else:
-            place, factor = part / parts + order / (100 * parts), 0.4 if aside[part] else 1.0
-        pool.append(Piece(standalone(text), part, order, heading, weight * factor, place))
-    return pool
 
 
 def _first_choice(pool: Sequence[Piece]) -> list[int]:
@@ -158,7 +118,7 @@ def _first_choice(pool: Sequence[Piece]) -> list[int]:
     wanted = 6 - len(chosen) if len(chosen) > 2 else 5
     for i in pick(body, space, wanted + 4, taken=[space[i] for i in chosen]):
         length = len(pool[i].text.split())
-        if wanted and size + length <= WORDS[1] - 20 and not _said(pool[i].text, [pool[j] for j in chosen]):
+        if wanted and size + length <= WORDS[1] - 20 and not said(pool[i].text, [pool[j] for j in chosen]):
             chosen.append(i)
             size += length
             wanted -= 1
@@ -229,9 +189,9 @@ def _sound(summary: str, pool: Sequence[Piece]) -> list[Piece]:
     kept: list[Piece] = []
     before = ""
     for text in _readable(sentences(summary)[:MAX_DRAFT]):
-        stays = quotable(text) and not FIGURE.search(text) and not _said(text, kept)
+        stays = quotable(text) and not FIGURE.search(text) and not said(text, kept)
         if stays and (not dangling(text) or (kept and kept[-1].text == before)):
-            kept.append(dataclasses.replace(_origin(text, pool), text=text, leans_on=before if dangling(text) else ""))
+            kept.append(dataclasses.replace(origin(text, pool), text=text, leans_on=before if dangling(text) else ""))
         before = text
     return kept
 
@@ -245,15 +205,6 @@ def _connected(kept: Iterable[Piece]) -> list[Piece]:
         if at is not None:
             found.insert(at + 1, piece)
     return found
-
-
-def _origin(text: str, pool: Sequence[Piece]) -> Piece:
-    best = max(pool, key=lambda piece: similarity(piece.text, text), default=None)
-    return best if best and similarity(best.text, text) >= ALIKE else Piece(text, -1, 0, "", 0.5, 0.0)
-
-
-def _said(text: str, pieces: Iterable[Piece]) -> bool:
-    return any(similarity(text, piece.text) >= ALIKE for piece in pieces)
 
 
 def _readable(found: Iterable[str]) -> list[str]:

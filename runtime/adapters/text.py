@@ -18,7 +18,16 @@ LINKS = re.compile(
     r"(?:,\s+|\s+(?=we\b))",
     re.IGNORECASE,
 )
-FIGURE = re.compile(r"\b(?:(?:Fig|Figs|Tab)\.\s?S?\d|(?:Figures?|Tables?|Movies?|Videos?)\s+S?\d)", re.IGNORECASE)
+FIGURE = re.compile(
+    r"\b(?:(?:Fig|Figs|Tab)\.\s?S?\d|(?:Figures?|Tables?|Movies?|Videos?|Text)\s+S?\d|S\d+\s(?:Text|Table|Fig|File))",
+    re.IGNORECASE,
+)
+BIBLIOGRAPHY = re.compile(
+    r"^\W*(?:\d+\.?\s+)?(?:references|bibliography|works cited|literature cited)\W*$", re.I | re.M
+)
+REFERENCE = re.compile(
+    r"[A-Z][\w'’-]+,\s(?:[A-Z]\.[\s-]?){1,4}(?:[,;&(.]|$)|\bet al\.\.|\barXiv\b|\bIS[BS]N\b|\b\d+\(\d+\),\s\d+|\(Version\s"
+)
 NUMERIC_CITATION = re.compile(r"\s?\[[1-9]\d{0,2}(?:\s?[,;–—-]\s?\d{1,3}){0,20}\](?:\s?[,;–—-]\s?(?=\[\d))?")
 AUTHOR_YEAR = re.compile(r"et al\b|\b[^\W\d_][\w'’-]+,\s+(?:19|20)\d\d|(?:\band\b|&)\s[A-Z][\w'’-]+,?\s(?:19|20)\d\d")
 BARE_YEARS = re.compile(r"(?:(?:19|20)\d\d[a-z]?[,\s]*)+")
@@ -42,12 +51,14 @@ _LIGATURES = str.maketrans({"ﬁ": "fi", "ﬂ": "fl", "ﬀ": "ff", "ﬃ": "ffi",
 
 
 def sentences(text: str) -> list[str]:
-    """Split `text` into cleaned sentences, without headings, citations and pointers to figures.
+    """Split `text` into cleaned sentences, without headings, citations, pointers to figures and the bibliography.
 
     Takes time linear in the length; only the first `MAX_CHARS` characters are read.
     """
     found: list[str] = []
-    for block in _blocks(text[:MAX_CHARS].translate(_LIGATURES)):
+    text = text[:MAX_CHARS].translate(_LIGATURES)
+    end = BIBLIOGRAPHY.search(text)
+    for block in _blocks(text[: end.start()] if end else text):
         found += split(clean(block))
     return found
 
@@ -102,12 +113,14 @@ def stem(word: str) -> str:
 def quotable(sentence: str) -> bool:
     """Tell whether `sentence` is a whole sentence of prose: no heading, table row, formula or fragment."""
     first, last = sentence[0], sentence.rstrip("\"'”’)]")[-1:]
+    if "_" in sentence.split(" ", 1)[0]:
+        return False
     if first.islower() or last not in ".!?。！？":
         return False
     if _CJK.search(sentence):
         return 12 <= len(sentence) <= 300
     size = len(sentence.split())
-    if not 6 <= size <= 70 or sentence.count("(") != sentence.count(")"):
+    if not 6 <= size <= 70 or sentence.count("(") != sentence.count(")") or REFERENCE.search(sentence):
         return False
     letters = sum(map(str.isalpha, sentence))
     return letters > 0.68 * (len(sentence) - size) and sentence.count("=") < 4 and sentence.count("“") < 3

@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from flatmachines.actions import MachineInvoker
-from flatmachines.backends import make_uri
-
 from flatfleet.runtime.errors import FleetError
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.machine import Machine
+from flatmachines.actions import MachineInvoker
+from flatmachines.backends import make_uri
 
 logger = logging.getLogger(__name__)
 

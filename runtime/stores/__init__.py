@@ -43,4 +43,6 @@ def _driver(url: str, must_exist: bool) -> Driver:
             raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
         return SQLiteDriver(path, synchronous, must_exist=must_exist)
     scheme = parts.scheme or url
-    raise StoreUrlError(f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, SCHEMES)} (as in {DEFAULT_URL})")
+    raise StoreUrlError(
+        f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, SCHEMES)} (as in {DEFAULT_URL})"
+    )

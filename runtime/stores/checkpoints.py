@@ -6,9 +6,8 @@ import json
 import re
 import time
 
-from flatmachines.persistence import PersistenceBackend
-
 from flatfleet.runtime.stores.contract import Driver, SnapshotRow
+from flatmachines.persistence import PersistenceBackend
 
 _SNAPSHOT = re.compile(r"(?P<id>.+)/(?P<name>step_\d+_\w+\.json)")
 
@@ -78,4 +77,3 @@ class Checkpoints(PersistenceBackend):
         for execution_id in gone:
             await self.driver.drop_snapshots(execution_id)
         return len(gone)
-

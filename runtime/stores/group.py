@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
-
 from flatfleet.runtime.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -116,7 +115,7 @@ class GroupCommit:
         if self._reader is None:
             self._reader = await self._connect()
         try:
-            return await self._reader._execute(self._read, self._reader._conn, op, args)
+            return await _in_thread(self._reader, self._read, op, args)
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
@@ -139,7 +138,7 @@ class GroupCommit:
             self._queue = []
             try:
                 connection = await self._open()
-                await connection._execute(self._commit, connection._conn, batch)
+                await _in_thread(connection, self._commit, batch)
             except Exception as error:
                 fault = self._unavailable(error) if isinstance(error, sqlite3.Error | OSError) else error
                 for call in batch:
@@ -175,7 +174,7 @@ class GroupCommit:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 connection = await self._connect()
                 try:
-                    await connection._execute(self._prepare, connection._conn)
+                    await _in_thread(connection, self._prepare)
                 except BaseException:
                     await connection.close()
                     raise
@@ -287,6 +286,11 @@ class GroupCommit:
                 f"the store {self.path} was deleted or replaced while in use; what is in it now is not this run's. "
                 "Run the same command again to start from what is there"
             )
+
+
+async def _in_thread(connection: Any, function: Callable[..., T], *args: Any) -> T:
+    """Run `function(db, *args)` on the connection's own thread: aiosqlite's executor, with the raw connection."""
+    return await connection._execute(function, connection._conn, *args)
 
 
 def _advice(text: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from flatmachines.locking import ExecutionLock
-
 from flatfleet.runtime.stores.contract import Driver
+from flatmachines.locking import ExecutionLock
 
 
 class Locks(ExecutionLock):

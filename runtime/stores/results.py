@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flatmachines.backends import parse_uri
-
 from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.stores.bell import Bell, heard
 from flatfleet.runtime.stores.contract import Driver
+from flatmachines.backends import parse_uri
 
 POLL = 0.5
 """Seconds between two looks of a blocked reader, for what another process wrote."""

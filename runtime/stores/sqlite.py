@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatmachines import Signal, WorkerRecord, WorkerRegistration
-
 from flatfleet.runtime.errors import LeaseLost, WorkerConflict
 from flatfleet.runtime.stores import sqlite_items as sql_items
 from flatfleet.runtime.stores.contract import (
@@ -29,6 +27,7 @@ from flatfleet.runtime.stores.contract import (
 )
 from flatfleet.runtime.stores.group import GroupCommit, Tx
 from flatfleet.runtime.stores.text import dump, stamp
+from flatmachines import Signal, WorkerRecord, WorkerRegistration
 
 PUSH_CHUNK = 1000
 
@@ -60,9 +59,7 @@ class SQLiteDriver:
     async def claim(
         self, pool: str, worker: str, owner: str, n: int, lease: float, capabilities: Collection[str]
     ) -> list[Claim]:
-        return await self._write(
-            sql_items.claim, pool, worker, owner, n, lease, capabilities, undo=self._unclaim
-        )
+        return await self._write(sql_items.claim, pool, worker, owner, n, lease, capabilities, undo=self._unclaim)
 
     async def _unclaim(self, claims: list[Claim]) -> None:
         for claim in claims:
@@ -154,9 +151,7 @@ class SQLiteDriver:
         await self._write(sql_items.drop_tree, execution_id)
 
     async def snapshots(self, event: str | None, channel: str | None) -> list[SnapshotRow]:
-        rows = await self._look(
-            lambda tx: tx.run("snapshots", {"event": event, "channel": channel}).fetchall()
-        )
+        rows = await self._look(lambda tx: tx.run("snapshots", {"event": event, "channel": channel}).fetchall())
         return [SnapshotRow(row[0], row[1], b"", row[2], row[3], row[4]) for row in rows]
 
     async def send(self, channel: str, data: Any) -> str:
@@ -177,7 +172,9 @@ class SQLiteDriver:
 
     async def lock(self, key: str, owner: str, lease: float) -> bool:
         return await self._write(
-            lambda tx: tx.run("lock", {"key": key, "owner": owner, "until": tx.now + lease, "now": tx.now}).rowcount == 1
+            lambda tx: (
+                tx.run("lock", {"key": key, "owner": owner, "until": tx.now + lease, "now": tx.now}).rowcount == 1
+            )
         )
 
     async def unlock(self, key: str, owner: str) -> None:

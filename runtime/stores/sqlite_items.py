@@ -300,4 +300,3 @@ def _rows(tx: Tx, statement: str, args: Any) -> list[Item]:
         )
         for row in cursor.fetchall()
     ]
-

@@ -6,9 +6,6 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flatmachines import WorkerFilter, WorkerRecord, WorkerRegistration
-from flatmachines.persistence import config_hash
-
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.bell import Bell
 from flatfleet.runtime.stores.checkpoints import Checkpoints
@@ -27,6 +24,8 @@ from flatfleet.runtime.stores.keys import check_pool, item_id
 from flatfleet.runtime.stores.locks import Locks
 from flatfleet.runtime.stores.results import Results
 from flatfleet.runtime.stores.text import storable
+from flatmachines import WorkerFilter, WorkerRecord, WorkerRegistration
+from flatmachines.persistence import config_hash
 
 PAGE = 500
 
@@ -79,9 +78,7 @@ class Pool:
         """Atomically claim up to `n` items whose requirements the capabilities cover."""
         return await self._driver.claim(self.name, worker_id, self._owner, n, self._lease, capabilities)
 
-    async def complete(
-        self, item_id: str, result: Any = None, *, token: int | None = None, cost: float = 0.0
-    ) -> None:
+    async def complete(self, item_id: str, result: Any = None, *, token: int | None = None, cost: float = 0.0) -> None:
         """Atomically commit the result, guarded by the token; raises LeaseLost for anybody but the holder."""
         await self._driver.complete(item_id, result, token, cost)
         self._bell.ring(self.name, item_id)
@@ -174,9 +171,7 @@ class Registration:
         self._owner = owner
         self._lease = lease
 
-    async def register(
-        self, worker: WorkerRegistration, metadata: Mapping[str, Any] | None = None
-    ) -> WorkerRecord:
+    async def register(self, worker: WorkerRegistration, metadata: Mapping[str, Any] | None = None) -> WorkerRecord:
         """Atomically register; raises WorkerConflict if the id is alive under another owner."""
         return await self._driver.register(worker, self._owner, self._lease, dict(metadata or {}))
 
@@ -278,5 +273,3 @@ class Store:
 
     async def close(self) -> None:
         await self.driver.close()
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .yamlmap import Where
+from flatfleet.runtime.bundle.yamlmap import Where
 
 
 def mapping(value: Any) -> dict[str, Any]:

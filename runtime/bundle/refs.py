@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from .errors import UsageError, did_you_mean
-from .yamlmap import shown
+from flatfleet.runtime.bundle.yamlmap import shown
+from flatfleet.runtime.errors import UsageError, did_you_mean
 
 PACKAGE = "package:"
 _SUFFIXES = {".yml", ".yaml", ".json"}

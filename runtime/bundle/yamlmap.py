@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from .errors import BundleError
+from flatfleet.runtime.errors import BundleError
 
 Where = tuple[str | int, ...]
 

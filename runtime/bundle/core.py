@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from .shapes import mapping
+from flatfleet.runtime.bundle.shapes import mapping
 
 
 class Bundle(dict[str, Any]):
@@ -101,7 +100,7 @@ def load(
     `known` maps hook names to their actions; without it, hooks are not checked.
     Raises BundleError with all problems found, one line each.
     """
-    from .loading import Loader
+    from flatfleet.runtime.bundle.loading import Loader
 
     return Loader(agents, known).load(str(ref), task)
 
@@ -114,7 +113,7 @@ def inputs(bundle: Mapping[str, Any]) -> dict[str, InputSpec]:
 
 def used_inputs(bundle: Mapping[str, Any]) -> set[str]:
     """Return the names of the inputs that a machine declares, or reads as `input.X` in its data.context."""
-    from .expressions import Templates, texts
+    from flatfleet.runtime.bundle.expressions import Templates, texts
 
     templates = Templates()
     context = mapping(bundle.get("data")).get("context")

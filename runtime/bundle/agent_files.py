@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BundleError, UsageError, did_you_mean
-from .expressions import Templates
-from .refs import locate, names_file
-from .shapes import mapping
-from .yamlmap import Document, Where, read, shown
+from flatfleet.runtime.bundle.expressions import Templates
+from flatfleet.runtime.bundle.refs import locate, names_file
+from flatfleet.runtime.bundle.shapes import mapping
+from flatfleet.runtime.bundle.yamlmap import Document, Where, read, shown
+from flatfleet.runtime.errors import BundleError, UsageError, did_you_mean
 
 KINDS = ("offline", "flatagent")
 _PROMPT_TEXTS = ("system", "user", "instruction_suffix", "post_history_instructions")

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
-from .errors import did_you_mean
-from .yamlmap import Where
+from flatfleet.runtime.bundle.yamlmap import Where
+from flatfleet.runtime.errors import did_you_mean
 
 
 class Fault(NamedTuple):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .errors import did_you_mean
-from .expressions import (
+from flatfleet.runtime.bundle.expressions import (
     ROOTS,
     Templates,
     Text,
@@ -17,9 +16,10 @@ from .expressions import (
     texts,
     unknown_roots,
 )
-from .lint_schema import Fault
-from .shapes import listing, mapping
-from .yamlmap import Where
+from flatfleet.runtime.bundle.lint_schema import Fault
+from flatfleet.runtime.bundle.shapes import listing, mapping
+from flatfleet.runtime.bundle.yamlmap import Where
+from flatfleet.runtime.errors import did_you_mean
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),

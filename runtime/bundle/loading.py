@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import agent_files, lint
-from .agent_files import AgentFiles
-from .bundle import Bundle, used_inputs
-from .errors import BundleError, UsageError, did_you_mean
-from .expressions import is_bare
-from .refs import locate
-from .shapes import mapping
-from .yamlmap import Document, Where, read, shown
+from flatfleet.runtime.bundle import agent_files, lint
+from flatfleet.runtime.bundle.agent_files import AgentFiles
+from flatfleet.runtime.bundle.core import Bundle, used_inputs
+from flatfleet.runtime.bundle.expressions import is_bare
+from flatfleet.runtime.bundle.refs import locate
+from flatfleet.runtime.bundle.shapes import mapping
+from flatfleet.runtime.bundle.yamlmap import Document, Where, read, shown
+from flatfleet.runtime.errors import BundleError, UsageError, did_you_mean
 
 TASK = "task"
 

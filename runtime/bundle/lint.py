@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from .errors import did_you_mean
-from .lint_schema import Fault, schema_faults
-from .lint_values import value_faults
-from .shapes import initial_state, listing, mapping, named, targets
-from .yamlmap import Where
+from flatfleet.runtime.bundle.lint_schema import Fault, schema_faults
+from flatfleet.runtime.bundle.lint_values import value_faults
+from flatfleet.runtime.bundle.shapes import initial_state, listing, mapping, named, targets
+from flatfleet.runtime.bundle.yamlmap import Where
+from flatfleet.runtime.errors import did_you_mean
 
 Known = Mapping[str, Collection[str]] | None
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from .errors import did_you_mean
-from .yamlmap import Where
+from flatfleet.runtime.bundle.yamlmap import Where
+from flatfleet.runtime.errors import did_you_mean
 
 ROOTS = ("context", "input", "output")
 
