@@ -115,7 +115,7 @@ def _front_matter(lines: Sequence[str]) -> tuple[str, int]:
     end = next((i for i in range(1, len(lines)) if lines[i].rstrip() in (fence, "...")), 0)
     if not end or not any(re.match(r"[\w-]+\s*[:=]", line) for line in lines[1:end]):
         return "", 0
-    found = _FRONT_TITLE.search("\n".join(lines[1:end]))
+    found = _FRONT_TITLE.search("\n".join(line[:400] for line in lines[1:end]))
     return (found[2].strip() if found else ""), end + 1
 
 

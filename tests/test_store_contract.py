@@ -654,6 +654,19 @@ async def test_a_lease_can_be_renewed_for_a_shorter_time(driver, clock):
     assert (await one(driver, worker="heir")).token == claim.token + 1
 
 
+async def test_no_lease_is_forgotten_over_many_renewals_and_claims(driver, clock):
+    await driver.push("p", [new("held"), *(new(f"{n:03}") for n in range(300))])
+    held = await one(driver, worker="dies", lease=500)
+    for _ in range(300):
+        claim = await one(driver)
+        await driver.beat("o", [], {claim.id: claim.token}, 2 * LEASE)
+        await driver.complete(claim.id, None, claim.token, 0.0)
+    assert await driver.next_due("p") == clock.now + 500
+    clock.advance(501)
+    assert await driver.counts("p") == Counts(expired=1, completed=300)
+    assert (await one(driver)).token == held.token + 1
+
+
 # -- retry, and what it leaves ---------------------------------------------------------------------------------------
 
 

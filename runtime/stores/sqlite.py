@@ -186,11 +186,11 @@ class SQLiteDriver:
 
 def _register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metadata: dict[str, Any]) -> WorkerRecord:
     found = _workers(tx, worker.worker_id)
-    started = worker.started_at
+    started, status = worker.started_at, "active"
     if found and found[0].status in LIVE_WORKER:
         old = found[0].metadata
         if old["owner"] == owner:
-            started = found[0].started_at
+            started, status = found[0].started_at, found[0].status
             metadata = {k: v for k, v in old.items() if k not in ("owner", "lease_until")} | metadata
         elif old["lease_until"] > tx.now:
             raise WorkerConflict(
@@ -200,7 +200,7 @@ def _register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, meta
     capabilities = dump(worker.capabilities, "capabilities") if worker.capabilities is not None else None
     tx.run(
         "put_worker",
-        (worker.worker_id, tx.now, started, worker.host, worker.pid, capabilities, owner, tx.now + lease)
+        (worker.worker_id, status, tx.now, started, worker.host, worker.pid, capabilities, owner, tx.now + lease)
         + (dump(metadata, "the metadata of a worker"),),
     )
     return _workers(tx, worker.worker_id)[0]
@@ -219,8 +219,11 @@ def _beat(tx: Tx, owner: str, workers: list[str], leases: list[tuple[str, int]],
 
 
 def _set_status(tx: Tx, worker_id: str, status: str, metadata: dict[str, Any]) -> None:
-    if not tx.run("set_status", (status, dump(metadata, "the metadata of a worker"), worker_id)).rowcount:
+    row = tx.run("worker_metadata", (worker_id,)).fetchone()
+    if row is None:
         raise KeyError(f"no worker '{worker_id}' in this store")
+    merged = dump(json.loads(row[0]) | metadata, "the metadata of a worker")
+    tx.run("set_status", (status, merged, worker_id))
 
 
 def _workers(tx: Tx, worker_id: str | None) -> list[WorkerRecord]:

@@ -184,8 +184,8 @@ SELECT * FROM workers WHERE id = ?;
 
 -- name: put_worker
 INSERT INTO workers (id, status, heartbeat, started, host, pid, capabilities, owner, lease_until, metadata)
-VALUES (?, 'active', ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET status = 'active', heartbeat = excluded.heartbeat, started = excluded.started,
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET status = excluded.status, heartbeat = excluded.heartbeat, started = excluded.started,
     host = excluded.host, pid = excluded.pid, capabilities = excluded.capabilities, owner = excluded.owner,
     lease_until = excluded.lease_until, metadata = excluded.metadata;
 
@@ -196,7 +196,10 @@ UPDATE workers SET heartbeat = ?, lease_until = ? WHERE id = ? AND owner = ? AND
 SELECT status FROM workers WHERE id = ? AND owner = ?;
 
 -- name: set_status
-UPDATE workers SET status = ?, metadata = json_patch(metadata, ?) WHERE id = ?;
+UPDATE workers SET status = ?, metadata = ? WHERE id = ?;
+
+-- name: worker_metadata
+SELECT metadata FROM workers WHERE id = ?;
 
 -- name: workers
 SELECT w.*, (SELECT i.id FROM items i WHERE i.state = 'claimed' AND i.worker = w.id LIMIT 1) AS item

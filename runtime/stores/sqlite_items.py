@@ -135,7 +135,7 @@ def fail(tx: Tx, item_id: str, failure: Failure, token: int | None, cost: float)
     wait = failure.retry_after
     if wait is None:
         wait = backoff(attempts, item_id) if failure.consume else PROVIDER_WAIT
-    dead = failure.permanent or (failure.consume and attempts >= held.max_attempts)
+    dead = failure.consume and (failure.permanent or attempts >= held.max_attempts)
     state: State = "dead" if dead else "delayed" if wait > 0 else "ready"
     outcome: Outcome = "failed" if failure.consume else "provider"
     _end(tx, held._replace(attempts=attempts), outcome, state, failure, due=tx.now + wait, cost=cost)
@@ -184,7 +184,9 @@ def items(tx: Tx, pool: str, state: State | None, limit: int, after: str | None)
     start = 0
     if after is not None:
         row = tx.run("item_seq", (after,)).fetchone()
-        start = row[0] if row else 0
+        if row is None:
+            raise KeyError(f"no item '{after}' in this store")
+        start = row[0]
     return _rows(tx, "items", {"pool": pool, "state": state, "limit": limit, "after": start})
 
 
@@ -242,7 +244,6 @@ def _crash(tx: Tx, held: _Held, why: str) -> None:
     held = held._replace(crashes=held.crashes + 1)
     failure = Failure("WorkerCrashed", crash_text(held.crashes, why))
     _end(tx, held, "crashed", "dead" if held.crashes >= held.max_crashes else "ready", failure)
-    drop_finished(tx, held.id)
 
 
 def _end(
