@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatfleet.runtime import outline
+from flatfleet.runtime.documents import outline
 from flatfleet.runtime.errors import DocumentError
-from flatfleet.runtime.splitting import count_words, split_sections
+from flatfleet.runtime.documents.splitting import count_words, split_sections
 
 _BODIES = ("text", "body", "content")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
@@ -126,7 +126,7 @@ def _file_content(data: bytes, name: str, max_mb: float) -> Document:
     suffix = path.suffix.lower()
     notes: list[str] = []
     if suffix == ".pdf" or data.startswith(b"%PDF-"):
-        from flatfleet.runtime.pdf import read_pdf
+        from flatfleet.runtime.documents.pdf import read_pdf
 
         title, pairs, notes = read_pdf(data, name, max_mb)
     else:

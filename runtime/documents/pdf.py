@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flatfleet.runtime.documents import clean
+from flatfleet.runtime.documents.core import clean
 from flatfleet.runtime.errors import DocumentError
-from flatfleet.runtime.outline import known_heading
+from flatfleet.runtime.documents.outline import known_heading
 
 if TYPE_CHECKING:
     from pypdf import PageObject, PdfReader
