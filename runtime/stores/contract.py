@@ -36,14 +36,6 @@ LIVE_WORKER = frozenset({"active", "terminating"})
 LEASE = 60.0
 """Seconds that a lease lasts without renewal; the holder renews at a third of it."""
 
-PROVIDER_WAIT = 30.0
-"""Seconds until an item whose provider failed is tried again, where the provider does not say."""
-
-
-def crash_text(crashes: int, why: str) -> str:
-    """The error text of the `crashes`-th crashed attempt at an item."""
-    return f"{why} while it held the item (crash {crashes} of this item)"
-
 
 @dataclass(frozen=True, slots=True)
 class NewItem:

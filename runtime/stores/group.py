@@ -1,4 +1,4 @@
-"""Group commit for SQLite: whatever operations are pending run in one transaction, each in its own savepoint."""
+"""Group commit for SQLite: whatever operations are pending run in one transaction."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class GroupCommit:
     """One SQLite file, one connection, one thread; callers are answered after the commit.
 
     `run(op, *args)` queues `op(tx, *args)`. What is queued while a batch commits makes the next batch, so the cost of
-    a commit is shared by as many callers as there are. An operation that raises is rolled back alone. A busy database
+    a commit is shared by as many callers as there are. An operation that raises has no effect; the others of its batch are not touched by it. A busy database
     is retried with 1–5 ms of jitter, and surfaces only after a minute.
     """
 
@@ -222,34 +222,38 @@ class GroupCommit:
 
     def _commit(self, db: sqlite3.Connection, batch: list[_Call]) -> None:
         self._check_file()
+        while not self._try(db, batch):
+            pass
+
+    def _try(self, db: sqlite3.Connection, batch: list[_Call]) -> bool:
+        """Commit the batch, without the operations that have failed; False if one failed after it had changed something."""
         self._patiently(db, "BEGIN IMMEDIATE" if any(call.writes for call in batch) else "BEGIN")
         try:
             tx = Tx(db, self.clock())
             counts: Counter[tuple[str, str]] = Counter()
             for call in batch:
-                if call.future.cancelled():
+                if call.error is not None or call.future.cancelled():
                     continue
-                db.execute("SAVEPOINT op")
-                tx.counts = Counter()
+                tx.counts, changes = Counter(), db.total_changes
                 try:
                     call.result = call.op(tx, *call.args)
                 except BaseException as error:
                     call.error = error
-                    if not db.in_transaction:  # SQLite gave the whole transaction up (disk full, I/O error)
-                        raise
-                    tx.once.clear()
-                    db.execute("ROLLBACK TO op")
-                else:
-                    counts.update(tx.counts)
-                db.execute("RELEASE op")
+                    if db.in_transaction and db.total_changes == changes:
+                        continue  # it changed nothing, as nearly all that fail
+                    raise
+                counts.update(tx.counts)
             moved = [(pool, state, n) for (pool, state), n in counts.items() if n]
             if moved:
                 db.executemany(tx.sql["count"], moved)
             self._patiently(db, "COMMIT")
-        except BaseException:
+        except BaseException as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            if any(call.error is error for call in batch) and not _fatal(error):
+                return False
             raise
+        return True
 
     def _read(self, db: sqlite3.Connection, op: Callable[..., T], args: tuple[Any, ...]) -> T:
         self._patiently(db, "BEGIN")
@@ -291,6 +295,11 @@ class GroupCommit:
 async def _in_thread(connection: Any, function: Callable[..., T], *args: Any) -> T:
     """Run `function(db, *args)` on the connection's own thread: aiosqlite's executor, with the raw connection."""
     return await connection._execute(function, connection._conn, *args)
+
+
+def _fatal(error: BaseException) -> bool:
+    """True for faults of the database itself, which the other operations of a batch would meet, too."""
+    return isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError)
 
 
 def _advice(text: str) -> str:

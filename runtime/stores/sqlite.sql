@@ -1,6 +1,7 @@
 -- All SQL of the SQLite store, in named blocks (`-- name: x`). Times are seconds since the epoch.
 --
 -- Payloads, results and attempts live beside `items`, so that a claim rewrites one short row whatever an item weighs.
+-- The completed attempt stands with its result in `results`, all others in `attempts`.
 -- `counters` holds the number of items per pool and state; every transaction that moves items moves it too.
 
 -- name: schema
@@ -31,7 +32,15 @@ CREATE INDEX items_delayed ON items (pool, due) WHERE state = 'delayed';
 CREATE INDEX items_claimed ON items (pool, due) WHERE state = 'claimed';
 CREATE INDEX items_dead ON items (pool, seq) WHERE state = 'dead';
 CREATE TABLE payloads (seq INTEGER PRIMARY KEY, data TEXT NOT NULL);
-CREATE TABLE results (seq INTEGER PRIMARY KEY, result TEXT NOT NULL);
+CREATE TABLE results (
+    seq     INTEGER PRIMARY KEY,
+    token   INTEGER NOT NULL,
+    worker  TEXT    NOT NULL,
+    started REAL    NOT NULL,
+    ended   REAL    NOT NULL,
+    cost    REAL    NOT NULL,
+    result  TEXT    NOT NULL
+);
 CREATE TABLE attempts (
     seq        INTEGER NOT NULL,
     token      INTEGER NOT NULL,
@@ -99,10 +108,8 @@ WHERE seq IN (
       AND (requires IS NULL OR NOT EXISTS (
             SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
     ORDER BY priority DESC, seq LIMIT :n)
-RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority;
-
--- name: payload
-SELECT data FROM payloads WHERE seq = ?;
+RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority,
+    (SELECT data FROM payloads WHERE payloads.seq = items.seq);
 
 -- name: complete
 UPDATE items SET state = 'completed', finished = :now, error_type = NULL, error = NULL
@@ -110,7 +117,7 @@ WHERE id = :id AND state = 'claimed' AND (:token IS NULL OR token = :token)
 RETURNING seq, pool, token, worker, started;
 
 -- name: put_result
-INSERT INTO results (seq, result) VALUES (?, ?) ON CONFLICT (seq) DO UPDATE SET result = excluded.result;
+INSERT INTO results (seq, token, worker, started, ended, cost, result) VALUES (?, ?, ?, ?, ?, ?, ?);
 
 -- name: attempt
 INSERT INTO attempts (seq, token, worker, started, ended, outcome, error_type, error, cost)
@@ -140,18 +147,21 @@ UPDATE items SET state = 'ready', attempts = 0, crashes = 0, due = 0, finished =
 WHERE id = ? AND pool = ? AND state = 'dead';
 
 -- name: item
-SELECT i.*, p.data, r.result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq) WHERE i.id = ?;
+SELECT i.*, p.data, r.result AS result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq) WHERE i.id = ?;
 
 -- name: item_seq
 SELECT seq FROM items WHERE id = ?;
 
 -- name: items
-SELECT i.*, p.data, r.result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq)
+SELECT i.*, p.data, r.result AS result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq)
 WHERE i.pool = :pool AND i.seq > :after AND (:state IS NULL OR i.state = :state) ORDER BY i.seq LIMIT :limit;
 
 -- name: attempts
 SELECT a.token, a.worker, a.started, a.ended, a.outcome, a.error_type, a.error, a.cost
-FROM attempts a JOIN items i USING (seq) WHERE i.id = ? ORDER BY a.token;
+FROM attempts a JOIN items i USING (seq) WHERE i.id = :id
+UNION ALL SELECT r.token, r.worker, r.started, r.ended, 'completed', NULL, NULL, r.cost
+FROM results r JOIN items i USING (seq) WHERE i.id = :id
+ORDER BY 1;
 
 -- name: counters
 SELECT state, n FROM counters WHERE pool = ?;
@@ -240,8 +250,8 @@ INSERT INTO snapshots (execution_id, name, body, event, channel, updated) VALUES
 ON CONFLICT (execution_id) DO UPDATE SET name = excluded.name, body = excluded.body, event = excluded.event,
     channel = excluded.channel, updated = excluded.updated;
 
--- name: drop_snapshot
-DELETE FROM snapshots WHERE execution_id = ?;
+-- name: drop_tree
+DELETE FROM snapshots WHERE execution_id = ? OR (execution_id >= ? AND execution_id < ?);
 
 -- name: drop_range
 DELETE FROM snapshots WHERE execution_id >= ? AND execution_id < ? AND execution_id <> ?;

@@ -8,9 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from flatfleet.runtime.errors import LeaseLost
-from flatfleet.runtime.stores.backoff import backoff
+from flatfleet.runtime.stores.backoff import PROVIDER_WAIT, backoff, crash_text
 from flatfleet.runtime.stores.contract import (
-    PROVIDER_WAIT,
     Attempt,
     Claim,
     Counts,
@@ -19,7 +18,6 @@ from flatfleet.runtime.stores.contract import (
     NewItem,
     Outcome,
     State,
-    crash_text,
 )
 from flatfleet.runtime.stores.group import Tx
 from flatfleet.runtime.stores.text import dump, stamp, storable
@@ -82,19 +80,18 @@ def claim(
     tx.move(pool, "ready", "claimed", len(rows))
     if len(rows) > 1:
         rows.sort(key=lambda row: (-row[8], row[0]))
-    claims = []
-    for seq, item_id, key, token, attempts, crashes, max_attempts, created, _ in rows:
-        data = json.loads(tx.run("payload", (seq,)).fetchone()[0])
+    claims, claimed_at = [], stamp(tx.now)
+    for _, item_id, key, token, attempts, crashes, max_attempts, created, _, data in rows:
         claims.append(
             Claim(
                 id=item_id,
-                data=data,
+                data=json.loads(data),
                 claimed_by=worker,
                 attempts=attempts,
                 max_retries=max_attempts,
                 status="claimed",
                 created_at=stamp(created),
-                claimed_at=stamp(tx.now),
+                claimed_at=claimed_at,
                 pool=pool,
                 key=key,
                 token=token,
@@ -123,8 +120,7 @@ def complete(tx: Tx, item_id: str, result: Any, token: int | None, cost: float) 
     if row is None:
         raise _lost(tx, item_id, token)
     seq, pool, held, worker, started = row
-    tx.run("put_result", (seq, text))
-    tx.run("attempt", (seq, held, worker, started, tx.now, "completed", None, None, cost))
+    tx.run("put_result", (seq, held, worker, started, tx.now, cost, text))
     drop_tree(tx, item_id)
     tx.move(pool, "claimed", "completed")
 
@@ -191,7 +187,7 @@ def items(tx: Tx, pool: str, state: State | None, limit: int, after: str | None)
 
 
 def attempts(tx: Tx, item_id: str) -> list[Attempt]:
-    return [Attempt(*row) for row in tx.run("attempts", (item_id,))]
+    return [Attempt(*row) for row in tx.run("attempts", {"id": item_id})]
 
 
 def counts(tx: Tx, pool: str) -> Counts:
@@ -223,8 +219,7 @@ def errors(tx: Tx, pool: str) -> dict[str, int]:
 
 def drop_tree(tx: Tx, execution_id: str) -> None:
     """Delete the snapshots of an execution and of its descendants."""
-    tx.run("drop_snapshot", (execution_id,))
-    tx.run("drop_range", (execution_id + ":", execution_id + ":" + LAST, ""))
+    tx.run("drop_tree", (execution_id, execution_id + ":", execution_id + ":" + LAST))
 
 
 def drop_finished(tx: Tx, execution_id: str) -> None:
