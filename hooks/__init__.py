@@ -51,6 +51,8 @@ def _functions(module: ModuleType) -> dict[str, Action]:
 class Actions(MachineHooks):
     """A module's actions as the SDK's hooks: `on_action` calls the function of that name, and raises on another."""
 
+    passes_through = True
+
     def __init__(self, name: str, functions: Mapping[str, Action], fleet: Fleet) -> None:
         self.on_action = _OnAction(name, functions, fleet)
 

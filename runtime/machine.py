@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from flatfleet.runtime.fleet import Lease
 from flatfleet.runtime.journal import Journal
 from flatfleet.runtime.stores.checkpoints import Checkpoints
 from flatfleet.runtime.templates import Conditions, Render, compile_template
-from flatmachines import FlatMachine
+from flatmachines import FlatMachine, MachineHooks
 from flatmachines.expressions.simple import SimpleExpressionEngine
 
 MAX_STEPS = 1000
@@ -28,6 +29,18 @@ MAX_STEPS = 1000
 
 COMMITTED = ("state_enter", "waiting", "machine_end", "tool_call")
 _PARSED = "parsed"
+_PLAIN = frozenset({"type", "action", "hooks", "transitions", "on_error"})
+_PASSED = {
+    "on_machine_start": 0,
+    "on_machine_end": 1,
+    "on_state_enter": 1,
+    "on_state_exit": 2,
+    "on_transition": 1,
+    "on_error": None,
+    "on_tool_calls": 2,
+    "on_tool_result": 2,
+}
+"""The argument that each callback of the SDK's MachineHooks returns by default."""
 
 
 class Machine(Children, FlatMachine):
@@ -75,7 +88,7 @@ class Machine(Children, FlatMachine):
             self._config_dir = str(Path(config_file).expanduser().absolute().parent)
         elif config_dict is not None:
             self.config = bundle.Bundle.of(config_dict)
-            self._config_dir = str(Path.cwd())
+            self._config_dir = os.getcwd()  # noqa: PTH109
         else:
             raise UsageError("a Machine needs a config_file or a config_dict")
 
@@ -179,7 +192,10 @@ class Machine(Children, FlatMachine):
         self._state, self._context = state_name, context
         timeout = state.get("timeout")
         if timeout is None:
-            done = await super()._execute_state(state_name, context)
+            if state.keys() <= _PLAIN:
+                done = await self._act(state, state_name, context), None
+            else:
+                done = await super()._execute_state(state_name, context)
         else:
             try:
                 async with asyncio.timeout(timeout) as scope:
@@ -191,6 +207,20 @@ class Machine(Children, FlatMachine):
                 raise kind(f"state '{state_name}' of {self.machine_name} ran longer than {timeout} s") from error
         self._left, self._revisit = state_name, False
         return done
+
+    async def _act(self, state: dict[str, Any], state_name: str, context: dict[str, Any]) -> dict[str, Any]:
+        """Run a state that is nothing but an action (or nothing at all), without the SDK's look at all it might be."""
+        if "action" not in state:
+            return context
+        result = self._get_state_hooks(state_name).on_action(state_name, state["action"], context)
+        return await result if asyncio.iscoroutine(result) else result
+
+    async def _run_hook(self, hooks: MachineHooks, method_name: str, *args: Any) -> Any:
+        """Hooks that are known to pass everything through are not called."""
+        if getattr(hooks, "passes_through", False) or type(hooks) is MachineHooks:
+            passed = _PASSED[method_name]
+            return None if passed is None else args[passed]
+        return await super()._run_hook(hooks, method_name, *args)
 
     def _get_error_recovery_state(self, state_config: dict[str, Any], error: Exception) -> str | None:
         if isinstance(error, _Stop):

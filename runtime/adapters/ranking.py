@@ -32,7 +32,7 @@ FINDING = re.compile(
 PROCEDURE = re.compile(
     r"\b(?:were|was) (?:\w+ly )?(?:performed|purchased|obtained from|incubated|washed|stained|centrifuged|collected"
     r"|recorded|generated|calculated|cultured|carried out|amplified|cloned|fixed|mounted|added|approved)\b"
-    r"|^For [^.]{0,60}\bwe used\b|\([\w][\w -]*, (?:[A-Z]\w+, )?(?:USA|UK|Germany|Japan|France|Switzerland|[A-Z]{2})\)"
+    r"|^For [^.]{0,60}\bwe used\b|\(\w[\w -]{0,40}, (?:[A-Z]\w{1,30}, )?(?:USA|UK|Germany|Japan|France|Switzerland|[A-Z]{2})\)"
     r"|\baccording to the manufacturer|\bas (?:previously )?described\b|\b(?:°C|μl|µl|μM|µM|mM|μg|µg)\b",
 )
 LEANING = re.compile(

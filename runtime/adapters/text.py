@@ -23,10 +23,12 @@ FIGURE = re.compile(
     re.IGNORECASE,
 )
 BIBLIOGRAPHY = re.compile(
-    r"^\W*(?:\d+\.?\s+)?(?:references|bibliography|works cited|literature cited)\W*$", re.I | re.M
+    r"^[ \t#*]{0,6}(?:\d{1,2}\.?[ \t])?(?:references|bibliography|works cited|literature cited)[ \t:*]{0,4}$",
+    re.IGNORECASE | re.MULTILINE,
 )
 REFERENCE = re.compile(
-    r"[A-Z][\w'’-]+,\s(?:[A-Z]\.[\s-]?){1,4}(?:[,;&(.]|$)|\bet al\.\.|\barXiv\b|\bIS[BS]N\b|\b\d+\(\d+\),\s\d+|\(Version\s"
+    r"\b[A-Z][\w'’-]{1,40},\s(?:[A-Z]\.[\s-]?){1,4}(?:[,;&(.]|$)|\bet al\.\.|\barXiv\b|\bIS[BS]N\b|\b\d+\(\d+\),\s\d"
+    r"|\(Version\s"
 )
 NUMERIC_CITATION = re.compile(r"\s?\[[1-9]\d{0,2}(?:\s?[,;–—-]\s?\d{1,3}){0,20}\](?:\s?[,;–—-]\s?(?=\[\d))?")
 AUTHOR_YEAR = re.compile(r"et al\b|\b[^\W\d_][\w'’-]+,\s+(?:19|20)\d\d|(?:\band\b|&)\s[A-Z][\w'’-]+,?\s(?:19|20)\d\d")

@@ -113,7 +113,7 @@ class SQLiteDriver:
         return await self._write(_register, worker, owner, lease, dict(metadata))
 
     async def beat(self, owner: str, workers: Sequence[str], leases: Mapping[str, int], lease: float) -> Beat:
-        return await self._write(_beat, owner, list(workers), list(leases.items()), lease)
+        return await self._write(_beat, owner, list(workers), dict(leases), lease)
 
     async def set_status(self, worker_id: str, status: str, metadata: Mapping[str, Any] | None = None) -> None:
         await self._write(_set_status, worker_id, status, dict(metadata or {}))
@@ -206,15 +206,15 @@ def _register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, meta
     return _workers(tx, worker.worker_id)[0]
 
 
-def _beat(tx: Tx, owner: str, workers: list[str], leases: list[tuple[str, int]], lease: float) -> Beat:
+def _beat(tx: Tx, owner: str, workers: list[str], leases: dict[str, int], lease: float) -> Beat:
     until = tx.now + lease
-    lost = sql_items.renew(tx, leases, until)
+    lost = sql_items.renew(tx, leases, until) if leases else []
     tx.run("beat_locks", (until, owner))
-    statuses: dict[str, str | None] = {}
-    for worker in workers:
-        tx.run("beat_worker", (tx.now, until, worker, owner))
-        row = tx.run("worker_status", (worker, owner)).fetchone()
-        statuses[worker] = row[0] if row else None
+    statuses: dict[str, str | None] = dict.fromkeys(workers)
+    if workers:
+        asked = {"now": tx.now, "until": until, "owner": owner, "workers": json.dumps(workers)}
+        tx.run("beat_workers", asked)
+        statuses.update(tx.run("worker_statuses", asked).fetchall())
     return Beat(tuple(lost), statuses)
 
 

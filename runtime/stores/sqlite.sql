@@ -187,7 +187,8 @@ SELECT DISTINCT pool FROM counters ORDER BY pool;
 SELECT COALESCE(error_type, 'unknown'), COUNT(*) FROM items WHERE pool = ? AND state = 'dead' GROUP BY 1 ORDER BY 2 DESC;
 
 -- name: renew
-UPDATE items SET due = ? WHERE id = ? AND state = 'claimed' AND token = ?;
+UPDATE items SET due = :until FROM json_each(:leases) AS lease
+WHERE items.id = lease.key AND items.token = lease.value AND items.state = 'claimed' RETURNING items.id;
 
 -- name: worker
 SELECT * FROM workers WHERE id = ?;
@@ -199,11 +200,12 @@ ON CONFLICT (id) DO UPDATE SET status = excluded.status, heartbeat = excluded.he
     host = excluded.host, pid = excluded.pid, capabilities = excluded.capabilities, owner = excluded.owner,
     lease_until = excluded.lease_until, metadata = excluded.metadata;
 
--- name: beat_worker
-UPDATE workers SET heartbeat = ?, lease_until = ? WHERE id = ? AND owner = ? AND status IN ('active', 'terminating');
+-- name: beat_workers
+UPDATE workers SET heartbeat = :now, lease_until = :until
+WHERE owner = :owner AND status IN ('active', 'terminating') AND id IN (SELECT value FROM json_each(:workers));
 
--- name: worker_status
-SELECT status FROM workers WHERE id = ? AND owner = ?;
+-- name: worker_statuses
+SELECT id, status FROM workers WHERE owner = :owner AND id IN (SELECT value FROM json_each(:workers));
 
 -- name: set_status
 UPDATE workers SET status = ?, metadata = ? WHERE id = ?;

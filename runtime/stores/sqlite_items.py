@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flatfleet.runtime.errors import LeaseLost
@@ -166,9 +166,10 @@ def retry(tx: Tx, pool: str, ids: Sequence[str] | None) -> int:
     return n
 
 
-def renew(tx: Tx, leases: Sequence[tuple[str, int]], until: float) -> list[str]:
-    """Renew the leases; return the ids of those that are gone."""
-    return [item_id for item_id, token in leases if not tx.run("renew", (until, item_id, token)).rowcount]
+def renew(tx: Tx, leases: Mapping[str, int], until: float) -> list[str]:
+    """Renew the leases {item id: token}; return the ids of those that are gone."""
+    kept = {row[0] for row in tx.run("renew", {"until": until, "leases": json.dumps(leases)}).fetchall()}
+    return [item_id for item_id in leases if item_id not in kept]
 
 
 def item(tx: Tx, item_id: str) -> Item | None:
