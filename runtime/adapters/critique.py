@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .ranking import AIM, FINDING, PROCEDURE, similarity
-from .text import FIGURE, dangling, quotable, sentences, stems
-from .vocabulary import DANGLING
+from flatfleet.runtime.adapters.ranking import AIM, FINDING, PROCEDURE, similarity
+from flatfleet.runtime.adapters.text import FIGURE, dangling, quotable, sentences, stems
+from flatfleet.runtime.adapters.vocabulary import DANGLING
 
 Output = dict[str, Any]
 

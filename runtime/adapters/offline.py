@@ -7,11 +7,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flatfleet.runtime.adapters.critique import Output
+from flatfleet.runtime.adapters.roles import analyze, improve, judge, synthesize
+from flatfleet.runtime.errors import ChildFailed, ChildWaiting, UsageError, did_you_mean
 from flatmachines.agents import AgentAdapter, AgentAdapterContext, AgentExecutor, AgentRef, AgentResult
-
-from ..errors import ChildFailed, ChildWaiting, UsageError, did_you_mean
-from .critique import Output
-from .roles import analyze, improve, judge, synthesize
 
 THREAD_CHARS = 50_000  # more text than this is read in a thread, so that the event loop goes on
 PASS_SCORE = 7.5

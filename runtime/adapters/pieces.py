@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .critique import ALIKE, MAX_DRAFT_CHARS, Output, is_aside, texts_of
-from .ranking import MAX_SENTENCES, scores, similarity
-from .text import quotable, sentences, standalone
+from flatfleet.runtime.adapters.critique import ALIKE, MAX_DRAFT_CHARS, Output, is_aside, texts_of
+from flatfleet.runtime.adapters.ranking import MAX_SENTENCES, scores, similarity
+from flatfleet.runtime.adapters.text import quotable, sentences, standalone
 
 
 @dataclass(frozen=True)

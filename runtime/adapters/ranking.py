@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from .text import FIGURE, LINKS, quotable, stem, stems, words
-from .vocabulary import DANGLING, NOT_IN_TERMS, STOP_WORDS
+from flatfleet.runtime.adapters.text import FIGURE, LINKS, quotable, stem, stems, words
+from flatfleet.runtime.adapters.vocabulary import DANGLING, NOT_IN_TERMS, STOP_WORDS
 
 MAX_SENTENCES = 2_000
 Vector = dict[str, float]
@@ -32,7 +32,8 @@ FINDING = re.compile(
 PROCEDURE = re.compile(
     r"\b(?:were|was) (?:\w+ly )?(?:performed|purchased|obtained from|incubated|washed|stained|centrifuged|collected"
     r"|recorded|generated|calculated|cultured|carried out|amplified|cloned|fixed|mounted|added|approved)\b"
-    r"|^For [^.]{0,60}\bwe used\b|\(\w[\w -]{0,40}, (?:[A-Z]\w{1,30}, )?(?:USA|UK|Germany|Japan|France|Switzerland|[A-Z]{2})\)"
+    r"|^For [^.]{0,60}\bwe used\b"
+    r"|\(\w[\w -]{0,40}, (?:[A-Z]\w{1,30}, )?(?:USA|UK|Germany|Japan|France|Switzerland|[A-Z]{2})\)"
     r"|\baccording to the manufacturer|\bas (?:previously )?described\b|\b(?:°C|μl|µl|μM|µM|mM|μg|µg)\b",
 )
 LEANING = re.compile(

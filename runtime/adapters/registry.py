@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from flatfleet.runtime.adapters.offline import OfflineAdapter
+from flatfleet.runtime.errors import UsageError, did_you_mean
 from flatmachines.agents import (
     DEFAULT_AGENT_TYPE,
     AgentAdapter,
@@ -14,9 +16,6 @@ from flatmachines.agents import (
     AgentExecutor,
     AgentRef,
 )
-
-from ..errors import UsageError, did_you_mean
-from .offline import OfflineAdapter
 
 PROFILES = Path(__file__).parents[2] / "agents" / "profiles.yml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 
-from .critique import (
+from flatfleet.runtime.adapters.critique import (
     MAX_DRAFT,
     MAX_DRAFT_CHARS,
     NUMBER,
@@ -19,9 +19,9 @@ from .critique import (
     texts_of,
     uncovered,
 )
-from .pieces import Piece, gather, origin, said
-from .ranking import FINDING, MAX_SENTENCES, PROCEDURE, pick, scores, terms, vectors
-from .text import FIGURE, dangling, quotable, sentences, shorten, standalone, stems
+from flatfleet.runtime.adapters.pieces import Piece, gather, origin, said
+from flatfleet.runtime.adapters.ranking import FINDING, MAX_SENTENCES, PROCEDURE, pick, scores, terms, vectors
+from flatfleet.runtime.adapters.text import FIGURE, dangling, quotable, sentences, shorten, standalone, stems
 
 
 def analyze(data: Output) -> Output:
@@ -83,8 +83,9 @@ def improve(data: Output) -> Output:
     lacking = {
         word for term in lacking_terms(" ".join(piece.text for piece in kept), data["analyses"]) for word in stems(term)
     }
+    floor = max(0.4, 0.6 * sum(piece.weight for piece in kept) / max(1, len(kept)))
     wanted = sorted(
-        (piece for piece in pool if piece.weight > 0.4 and not PROCEDURE.search(piece.text)),
+        (piece for piece in pool if piece.weight > floor and not PROCEDURE.search(piece.text)),
         key=lambda piece: (
             piece.part not in named and piece.part not in open_parts,
             not lacking.intersection(stems(piece.text)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .vocabulary import ABBREVIATIONS, DANGLING, STARTERS, STOP_WORDS, TITLES
+from flatfleet.runtime.adapters.vocabulary import ABBREVIATIONS, DANGLING, STARTERS, STOP_WORDS, TITLES
 
 MAX_CHARS = 400_000  # of one text; what lies beyond is neither split nor ranked
 MAX_BLOCK = 20_000  # characters that one regular expression sees at a time: it holds the interpreter's lock
@@ -115,7 +115,7 @@ def stem(word: str) -> str:
 def quotable(sentence: str) -> bool:
     """Tell whether `sentence` is a whole sentence of prose: no heading, table row, formula or fragment."""
     first, last = sentence[0], sentence.rstrip("\"'”’)]")[-1:]
-    if "_" in sentence.split(" ", 1)[0]:
+    if "_" in sentence.split(" ", 1)[0] or (sentence.endswith("..") and not sentence.endswith("...")):
         return False
     if first.islower() or last not in ".!?。！？":
         return False
@@ -123,6 +123,8 @@ def quotable(sentence: str) -> bool:
         return 12 <= len(sentence) <= 300
     size = len(sentence.split())
     if not 6 <= size <= 70 or sentence.count("(") != sentence.count(")") or REFERENCE.search(sentence):
+        return False
+    if sum(word[0].isupper() for word in sentence.split()) > 0.6 * size:
         return False
     letters = sum(map(str.isalpha, sentence))
     return letters > 0.68 * (len(sentence) - size) and sentence.count("=") < 4 and sentence.count("“") < 3
