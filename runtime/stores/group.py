@@ -24,6 +24,7 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x666C6565  # "flee"
 BUSY_PATIENCE = 60.0
+OLDEST_SQLITE = (3, 35)
 CACHED_STATEMENTS = 256
 
 
@@ -194,6 +195,8 @@ class GroupCommit:
     # -- the connection thread's side ------------------------------------------------------------------------------------
 
     def _prepare(self, db: sqlite3.Connection) -> None:
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or later is needed (RETURNING)")
         self._patiently(db, "PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         db.execute("PRAGMA journal_size_limit = 16777216")

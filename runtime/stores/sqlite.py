@@ -51,9 +51,10 @@ class SQLiteDriver:
     # -- items -----------------------------------------------------------------------------------------------------
 
     async def push(self, pool: str, items: Sequence[NewItem]) -> list[bool]:
+        rows = [sql_items.row_to_push(item) for item in items]
         added: list[bool] = []
-        for start in range(0, len(items), PUSH_CHUNK):
-            added += await self._write(sql_items.push, pool, items[start : start + PUSH_CHUNK])
+        for start in range(0, len(rows), PUSH_CHUNK):
+            added += await self._write(sql_items.push, pool, rows[start : start + PUSH_CHUNK])
         return added
 
     async def claim(

@@ -40,12 +40,16 @@ class _Held(NamedTuple):
     max_crashes: int
 
 
-def push(tx: Tx, pool: str, items: Sequence[NewItem]) -> list[bool]:
+def row_to_push(item: NewItem) -> tuple[NewItem, str | None, str]:
+    """The item with its requirements and its data as text; TypeError if they are not JSON data."""
+    requires = dump(sorted(item.requires), "requires") if item.requires else None
+    return item, requires, dump(item.data, f"the data of {item.id}")
+
+
+def push(tx: Tx, pool: str, rows: Sequence[tuple[NewItem, str | None, str]]) -> list[bool]:
     added = []
-    for item in items:
+    for item, requires, data in rows:
         state: State = "delayed" if item.not_before > tx.now else "ready"
-        requires = dump(sorted(item.requires), "requires") if item.requires else None
-        data = dump(item.data, f"the data of {item.id}")
         cursor = tx.run(
             "push",
             (item.id, pool, item.key, state, item.priority, item.not_before, item.max_attempts, item.max_crashes)
