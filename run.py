@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("FLATAGENTS_LOG_LEVEL", "WARNING")
+os.environ.setdefault("FLATAGENTS_LOG_LEVEL", "ERROR")
 os.environ.setdefault("FLATAGENTS_METRICS_ENABLED", "false")
 
 
@@ -74,8 +74,14 @@ def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code (see docs/cli.md)."""
     from flatfleet.commands import cli
 
-    options = cli.parse(argv)
+    options = cli.parse(argv, _known)
     return asyncio.run(_execute(options)) if options.needs_loop else options.command(options, None)
+
+
+def _known() -> Mapping[str, Collection[str]]:
+    from flatfleet import hooks
+
+    return hooks.known()
 
 
 async def _execute(options: Any) -> int:
@@ -85,6 +91,12 @@ async def _execute(options: Any) -> int:
         capabilities=getattr(options, "capabilities", ()),
         must_exist=options.must_exist,
     )
+    from flatfleet.runtime.errors import UsageError
+
+    if options.must_exist and not parts.store.durable:
+        raise UsageError(
+            f"store '{parts.store.url}' lives and dies with its process: from here there is nothing to see"
+        )
     try:
         code: int = await options.command(options, parts)
         return code
@@ -94,10 +106,23 @@ async def _execute(options: Any) -> int:
 
 def console() -> None:
     """The entry point of `flatfleet`: errors become one clear message and an exit code."""
-    from flatfleet.commands import exits
-
+    try:
+        from flatfleet.commands import exits
+    except KeyboardInterrupt:
+        sys.exit(130)
     exits.leave(main, sys.argv[1:])
 
 
-if __name__ == "__main__":
+def _script() -> None:
+    """`python run.py`: the same, but this folder's `hooks`, `agents` … must not hide modules of those names."""
+    if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120
+        del sys.path[0]
+    try:
+        import flatfleet  # noqa: F401
+    except ModuleNotFoundError:
+        sys.exit("flatfleet is not installed for this Python; in the folder of run.py: pip install -e . (or make demo)")
     console()
+
+
+if __name__ == "__main__":
+    _script()

@@ -25,18 +25,18 @@ class _Report:
     what: str = ""
 
 
-def parse(argv: Sequence[str]) -> Any:
+def parse(argv: Sequence[str], known: cli.Known) -> Any:
     made = cli.parser("check", "Find mistakes in machine files: file:line:column, what is wrong, what is known.")
+    made.usage = "flatfleet check [FILE …] [flags]"
     made.add_argument("files", nargs="*", metavar="FILE", help="files, folders, package: refs (default: machines/)")
     options = cli.finish(made, argv, "check")
     options.needs_loop, options.must_exist, options.command = False, False, command
+    options.known = known
     return options
 
 
 def command(options: Any, parts: None) -> int:
-    from flatfleet import hooks
-
-    return run(options.files or ["machines"], hooks.known(), options.json, sys.stdout)
+    return run(options.files or ["machines"], options.known(), options.json, sys.stdout)
 
 
 def run(paths: Sequence[str], known: Known, as_json: bool, out: TextIO) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
-from flatfleet.runtime.errors import FleetError, StoreError, UsageError
+from flatfleet.commands import terminal
+from flatfleet.runtime.errors import BundleError, FleetError, StoreError, UsageError
 
 DONE = 0
 SOME_FAILED = 1
@@ -14,13 +17,6 @@ WRONG_INPUT = 2
 STORE_FAILED = 3
 MACHINE_FAILED = 4
 INTERRUPTED = 130
-
-
-class HardExit(BaseException):
-    """Leave now, without waiting for threads that may be reading a document for minutes."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
 
 
 def code_of(error: BaseException) -> int:
@@ -32,15 +28,50 @@ def code_of(error: BaseException) -> int:
 
 
 def leave(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> None:
-    """Run `main(argv)` and end the process with its code."""
+    """Run `main(argv)` and end the process with its code.
+
+    With `--json` an error is one object on standard output: `{"error": {"type", "message"}}`.
+    """
+    terminal.prepare()
     try:
         code = main(argv)
+        sys.stdout.flush()
     except FleetError as error:
-        print(f"flatfleet: {error}", file=sys.stderr)  # noqa: T201
-        code = code_of(error)
-    except KeyboardInterrupt:
+        code = _report(error, str(error), argv)
+    except KeyboardInterrupt as error:
+        _report(error, "interrupted", argv)
         code = INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = DONE
+    except OSError as error:  # machines and stores wrap theirs: this is about what the command itself writes
+        _report(error, _about(error), argv)
+        _drop_output()
+        code = WRONG_INPUT
+    except Exception as error:
+        code = _report(error, f"internal error: {type(error).__name__}: {error} (-v shows where)", argv)
     sys.exit(code)
+
+
+def _report(error: BaseException, message: str, argv: Sequence[str]) -> int:
+    if not isinstance(error, UsageError | KeyboardInterrupt) and {"-v", "--verbose"} & set(argv):
+        terminal.say("".join(traceback.format_exception(error)).rstrip())
+    if "--json" in argv and not isinstance(error, OSError):
+        about: dict[str, object] = {"type": type(error).__name__, "message": message}
+        if isinstance(error, BundleError):
+            about["problems"] = error.problems
+        terminal.show(json.dumps({"error": about}))
+    else:
+        terminal.say(f"flatfleet: {message}")
+    return code_of(error)
+
+
+def _about(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and not error.filename:
+        return "the folder that you are in does not exist any more; change to another"
+    return f"cannot write {error.filename or 'the output'}: {error.strerror or error}"
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere, so that the interpreter does not fail over it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

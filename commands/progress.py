@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections import deque
 from typing import Any
 
+from flatfleet.commands import terminal
 from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.stores.contract import Counts
 
 TICK = 0.2
 LINE_EVERY = 5.0
 WINDOW = 10.0
+SKIPS_SHOWN = 5
 
 
 class Progress:
@@ -25,6 +28,7 @@ class Progress:
         self._quiet = quiet
         self._watcher: asyncio.Task[None] | None = None
         self._history: deque[tuple[float, int]] = deque()
+        self._errors: dict[str, int] = {}
         self._bar: Any = None
         self._task: Any = None
 
@@ -45,24 +49,23 @@ class Progress:
         """Say what a launcher found, once it has ended."""
         if not isinstance(output, dict) or "left" not in output:
             return
-        done, dead, left = output["done"], output["dead"], output["left"]
-        if output.get("known") or done:
-            text = f"{done} done, {output['recovered']} recovered, {left} left" + (f", {dead} dead" if dead else "")
-        else:
-            text = f"{output['added']} items"
-        if output.get("skipped"):
-            text += f", {output['skipped']} skipped"
-            for reason in output.get("skipped_first", []):
-                self.say(f"skipped {reason}")
-        self.say(f"pool {output['pool']}: {text}; {output['workers']} workers")
+        skipped = output.get("skipped") or 0
+        reasons = output.get("skipped_first", [])[:SKIPS_SHOWN]
+        for reason in reasons:
+            self.say(f"skipped {terminal.plain(reason)}")
+        if skipped > len(reasons):
+            self.say(f"skipped {skipped - len(reasons)} more")
+        if output["workers"]:
+            self.say(f"pool {output['pool']}: {_found(output)}; {output['workers']} workers")
 
     def say(self, text: str) -> None:
+        """Print one message above the bar."""
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(terminal.lines(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            terminal.say(text)
 
     async def _watch(self) -> None:
         tty = sys.stderr.isatty()
@@ -70,55 +73,76 @@ class Progress:
         while True:
             await asyncio.sleep(TICK)
             try:
-                counts, errors = await self._pool.counts(), await self._pool.errors()
+                counts = await self._pool.counts()
+                if counts.dead != sum(self._errors.values()):
+                    self._errors = await self._pool.errors()
             except StoreError:
                 return  # whoever works with the store says what is wrong with it
             now = time.monotonic()
             self._history.append((now, counts.completed + counts.dead))
             while now - self._history[0][0] > WINDOW:
                 self._history.popleft()
-            if tty:
-                self._draw(counts, errors)
+            if tty and counts.total:
+                with contextlib.suppress(OSError):
+                    self._draw(counts)
             elif now - shown >= LINE_EVERY and counts.total:
                 shown = now
-                self.say(f"{counts.completed + counts.dead}/{counts.total} {self._info(counts, errors)}")
+                self.say(f"{counts.completed + counts.dead}/{counts.total} · {self._info(counts)}")
 
-    def _draw(self, counts: Counts, errors: dict[str, int]) -> None:
+    def _draw(self, counts: Counts) -> None:
         if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[info]}", markup=False),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task(self._pool.name, total=None, info="")
+            self._bar, self._task = _bar(self._pool.name)
             self._bar.start()
         self._bar.update(
             self._task,
-            total=counts.total or None,
+            total=counts.total,
             completed=counts.completed + counts.dead,
-            info=self._info(counts, errors),
+            info=self._info(counts),
         )
 
-    def _info(self, counts: Counts, errors: dict[str, int]) -> str:
+    def _info(self, counts: Counts) -> str:
         (then, before), (now, after) = self._history[0], self._history[-1]
         rate = (after - before) / (now - then) if now > then else 0.0
         parts = [f"{rate:.1f}/s", f"{self._engine.live()} workers"]
         if rate and counts.left:
-            parts.insert(1, f"ETA {_span(counts.left / rate)}")
+            parts.insert(1, f"ETA {span(counts.left / rate)}")
         if counts.delayed:
             parts.append(f"{counts.delayed} waiting to be retried")
-        parts += [f"{n} {name}" for name, n in list(errors.items())[:3]]
+        parts += [f"{n} {terminal.plain(name)}" for name, n in list(self._errors.items())[:3]]
         return " · ".join(parts)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A duration in words of at most two units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02}h"
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def _found(output: dict[str, Any]) -> str:
+    done, dead, left = output["done"], output["dead"], output["left"]
+    if output.get("known") or done or dead:
+        text = f"{done} done, {output['recovered']} recovered, {left} left" + (f", {dead} dead" if dead else "")
+    else:
+        text = f"{output['added']} items"
+    return text + (f", {output['skipped']} skipped" if output.get("skipped") else "")
+
+
+def _bar(name: str) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=min(30, max(6, console.width // 4))),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+        TextColumn("{task.fields[info]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=console,
+        transient=True,
+    )
+    return bar, bar.add_task(name, total=None, info="")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flatfleet.commands import exits
-from flatfleet.runtime.stores.contract import Counts
+from flatfleet.commands.terminal import lines, plain
+from flatfleet.runtime.stores.contract import Counts, Item
+
+DEAD_SHOWN = 5
+REASON_SHOWN = 200
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of one run, for people and (as_dict) for programs."""
+    """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items."""
 
     machine: str
     output: dict[str, Any]
@@ -27,6 +33,7 @@ class Summary:
     out: str
     interrupted: bool
     handed_back: int
+    dead: Sequence[Item] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         counts = asdict(self.counts) | {"left": self.counts.left, "total": self.counts.total} if self.counts else None
@@ -36,6 +43,10 @@ class Summary:
             "pool": self.pool,
             "counts": counts,
             "errors": dict(self.errors),
+            "dead_first": [
+                {"id": item.id, "key": item.key, "error_type": item.error_type, "error": item.error}
+                for item in self.dead
+            ],
             "failures": dict(self.failures),
             "seconds": round(self.seconds, 3),
             "store": self.store,
@@ -46,21 +57,18 @@ class Summary:
 
     def text(self) -> str:
         if self.counts is None or not self.counts.total:
-            return "stopped" if self.interrupted else _lines(self.output)
+            return "stopped" if self.interrupted else _fields(self.output)
         counts = self.counts
-        lines = [f"{counts.completed} done, {counts.dead} dead, {counts.left} left in {self.seconds:.1f} s"]
-        lines += [f"  {n} × {name}" for name, n in self.errors.items()]
-        lines += [f"  {name} ended: {why}" for name, why in list(self.failures.items())[:5]]
-        if self.out and Path(self.out).is_dir():
-            lines.append(f"Reports are in {self.out}/")
-        if self.durable:
-            store = "" if self.store == "sqlite:fleet.db" else f" --store {self.store}"
-            pool = "" if self.pool == "papers" else f" --pool {self.pool}"
-            lines.append(f"All results and errors: flatfleet results{pool}{store}")
+        said = [self._head(counts), *self._faults(counts)]
+        if self.out and counts.completed and Path(self.out).is_dir():
+            said.append(f"Reports are in {plain(self.out.rstrip('/'))}/")
+        if self.durable and counts.completed + counts.dead:
+            said.append(f"Results: {self._command()}")
         if self.interrupted:
             back = f", {self.handed_back} handed back" if self.handed_back else ""
-            lines.append(f"Stopped{back}. The same command goes on from here.")
-        return "\n".join(lines)
+            more = " The same command goes on from here." if counts.left else ""
+            said.append(f"Stopped{back}.{more}")
+        return "\n".join(said)
 
     def exit_code(self, failures: Mapping[str, BaseException]) -> int:
         if self.interrupted:
@@ -71,6 +79,53 @@ class Summary:
             return exits.SOME_FAILED
         return exits.DONE
 
+    def _head(self, counts: Counts) -> str:
+        if self.output.get("workers") == 0 and not self.interrupted:
+            if counts.left:
+                return f"{counts.left} items are waiting in pool {self.pool}; no worker was launched"
+            return f"Nothing is left to do: {counts.completed} done, {counts.dead} dead before"
+        before = self.output.get("done") or 0
+        now = f" ({counts.completed - before} now)" if before else ""
+        return f"{counts.completed} done{now}, {counts.dead} dead, {counts.left} left in {self.seconds:.1f} s"
 
-def _lines(output: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in output.items())
+    def _faults(self, counts: Counts) -> list[str]:
+        said = [f"  {n} × {plain(name)}" for name, n in self.errors.items()] if len(self.errors) > 1 else []
+        said += [f"  {_reason(item)}" for item in self.dead]
+        if counts.dead > len(self.dead):
+            shown = f": {self._command('--state dead')}" if self.durable else ""
+            said.append(f"  and {counts.dead - len(self.dead)} more{shown}")
+        return said + [f"  {_few(who)} ended: {plain(why)}" for why, who in list(self._ended().items())[:5]]
+
+    def _ended(self) -> dict[str, list[str]]:
+        """The machines that ended with an error, by the error."""
+        by_why: dict[str, list[str]] = {}
+        for name, why in self.failures.items():
+            by_why.setdefault(why, []).append(name)
+        return by_why
+
+    def _command(self, *more: str) -> str:
+        words = ["flatfleet results", *more]
+        if self.pool != "papers":
+            words.append(f"--pool {self.pool}")
+        if self.store != "sqlite:fleet.db":
+            words.append(f"--store {shlex.quote(self.store)}")
+        return " ".join(words)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return plain(", ".join(names[:3])) + more
+
+
+def _reason(item: Item) -> str:
+    """What was wrong with an item; its key stands in front unless the error begins with it."""
+    error = item.error or ""
+    reason = plain(error if error.startswith(f"{item.key} ") else f"{item.key}: {item.error_type}: {error}")
+    return reason if len(reason) <= REASON_SHOWN else reason[: REASON_SHOWN - 1] + "…"
+
+
+def _fields(output: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"{plain(name)}: {lines(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in output.items()
+    )

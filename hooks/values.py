@@ -17,7 +17,7 @@ def number(context: dict[str, Any], name: str, default: float, least: float = 0.
     """The number under `name`; UsageError if it is none, or less than `least`."""
     value = context.get(name)
     if value is None or value == "":
-        return default
+        return float(default)
     try:
         result = float(value)
     except (TypeError, ValueError):
@@ -30,7 +30,7 @@ def number(context: dict[str, Any], name: str, default: float, least: float = 0.
 def whole(context: dict[str, Any], name: str, default: int, least: int = 0) -> int:
     """The whole number under `name`; UsageError if it is none, or less than `least`."""
     result = number(context, name, default, least)
-    if result != int(result):
+    if not result.is_integer():
         raise UsageError(f"{name} is {context.get(name)}: a whole number is needed")
     return int(result)
 

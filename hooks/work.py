@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from flatfleet.hooks.values import number, text, worker_id
@@ -21,14 +22,21 @@ async def claim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     claims = await _pool(context, fleet).claim_many(worker, 1, fleet.capabilities)
     if claims:
         fleet.hold(claims[0], worker)
-        context.update(item_id=claims[0].id, item=claims[0].data)
+        context.update(item_id=claims[0].id, item=claims[0].data, idle=None, idle_since=None)
     return context
 
 
 async def idle(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Wait for work; `idle` tells why it ended: woken, dismissed, empty (a batch is done) or timeout (nobody came)."""
-    timeout = number(context, "idle_timeout", 300.0) if fleet.served else None
-    context["idle"] = await fleet.lounge.wait(text(context, "pool", "papers"), timeout)
+    if fleet.must_stop(worker_id(context)):  # told so while it was claiming: nobody would dismiss it now
+        context["idle"] = "dismissed"
+        return context
+    now = time.monotonic()
+    since = context["idle_since"] = context.get("idle_since") or now
+    left = max(0.0, number(context, "idle_timeout", 300.0) - (now - since))
+    in_vain = context.get("idle") == "woken"
+    pool = text(context, "pool", "papers")
+    context["idle"] = await fleet.lounge.wait(pool, left if fleet.served else None, again=in_vain)
     return context
 
 

@@ -65,6 +65,7 @@ class Fleet:
         self.draining = False
         self._heart: asyncio.Task[None] | None = None
         self._threads = asyncio.Semaphore(THREADS)
+        store.lock.on_taken = self._start_heart
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run blocking code in a thread, at most `THREADS` of this process at once."""

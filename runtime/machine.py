@@ -6,6 +6,7 @@ It overrides and copies nothing: the loop, the states and the hooks are the SDK'
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import os
 import sys
@@ -22,6 +23,7 @@ from flatfleet.runtime.journal import Journal
 from flatfleet.runtime.stores.checkpoints import Checkpoints
 from flatfleet.runtime.templates import Conditions, Render, compile_template
 from flatmachines import FlatMachine, MachineHooks
+from flatmachines.actions import HookAction
 from flatmachines.expressions.simple import SimpleExpressionEngine
 
 MAX_STEPS = 1000
@@ -126,6 +128,8 @@ class Machine(Children, FlatMachine):
         if isinstance(self.persistence, Journal):
             self.persistence = self.persistence._checkpoints
         self._checkpoints = self.persistence
+        if self._config_store is None:
+            self._config_hash = self.config.hash  # otherwise set by the SDK when it stores the config
         if isinstance(self.persistence, Checkpoints):
             self.persistence = Journal(self.persistence, self.execution_id, self._leases)
 
@@ -154,6 +158,7 @@ class Machine(Children, FlatMachine):
         limit = self.settings.get("max_steps", MAX_STEPS) if max_steps is None else max_steps
         self._limit = limit or math.inf
         self._resumed = self._revisit = resume_from is not None
+        self._first_step, self._left, self._context = None, None, {}
         try:
             return await super().execute(
                 input=self._with_defaults(input or {}),
@@ -173,7 +178,7 @@ class Machine(Children, FlatMachine):
             if filled.get(spec.name) is None:
                 if spec.required:
                     raise UsageError(f"machine {self.machine_name} needs the input '{spec.name}': {spec.description}")
-                filled[spec.name] = spec.default
+                filled[spec.name] = copy.deepcopy(spec.default)
         return filled
 
     async def _execute_state(self, state_name: str, context: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -212,7 +217,10 @@ class Machine(Children, FlatMachine):
         """Run a state that is nothing but an action (or nothing at all), without the SDK's look at all it might be."""
         if "action" not in state:
             return context
-        result = self._get_state_hooks(state_name).on_action(state_name, state["action"], context)
+        hooks = self._get_state_hooks(state_name)
+        if not getattr(hooks, "passes_through", False):  # hooks of others: the SDK knows how they may look
+            return await HookAction(hooks, state_name).execute(state["action"], context, config={})
+        result = hooks.on_action(state_name, state["action"], context)
         return await result if asyncio.iscoroutine(result) else result
 
     async def _run_hook(self, hooks: MachineHooks, method_name: str, *args: Any) -> Any:
@@ -252,7 +260,17 @@ class Machine(Children, FlatMachine):
             render = cache[template_str] = compile_template(template_str, self._jinja_env)
         return render(variables)
 
-    async def _save_checkpoint(self, event: str, state_name: str, *args: Any, **kwargs: Any) -> None:
+    def _render_dict(self, data: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        """What a machine does to its data must not reach the bundle, which other machines share."""
+        rendered: dict[str, Any] = super()._render_dict(copy.deepcopy(data) if _nests(data) else data, variables)
+        return rendered
+
+    async def _save_checkpoint(
+        self, event: str, state_name: str, step: int, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        self._context = context
+        if event == "machine_start":
+            self._resumed = self._revisit = False  # there was nothing to resume from
         if event not in self.checkpoint_events:
             return
         if event == "state_enter" and self._resumed:
@@ -263,10 +281,22 @@ class Machine(Children, FlatMachine):
                 self.persistence.drop = f"{self.execution_id}:"
             elif event == "state_enter" and self._left is not None and "machine" in self.states[self._left]:
                 self.persistence.drop = f"{self.execution_id}:{self._left}:"
-        await super()._save_checkpoint(event, state_name, *args, **kwargs)
+        await super()._save_checkpoint(event, state_name, step, context, *args, **kwargs)
 
     def _mark_launched(self, execution_id: str) -> None:
         self._clear_pending_launch(execution_id)
+
+
+def _nests(data: dict[str, Any]) -> bool:
+    """True if a list of this config holds a list or a mapping, which the SDK hands out as it is."""
+    return any(
+        _nests(value) if isinstance(value, dict) else isinstance(value, list) and any(map(_holds, value))
+        for value in data.values()
+    )
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, dict | list)
 
 
 class _Stop(Exception):

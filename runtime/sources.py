@@ -66,9 +66,8 @@ def expand(
     becomes an item whose key is its `key`, `id` or `doi`, else `{file name}#{hash of the row}`. `fields` sets
     `target=source` in each item first. At most `limit` sources are returned; what is skipped does not count.
 
-    Every spec is checked before this returns: raises SourceError for one that does not exist, is not supported,
-    cannot be read or leads to no supported file, and UsageError for a negative `limit`. The iterator itself
-    raises SourceError at its end if there was nothing at all in the files.
+    Every spec is checked before this returns: raises SourceError for one that is not there, not supported, not readable
+    or without a supported file, UsageError for a negative `limit`. The iterator raises SourceError if it found nothing.
     """
     if limit is not None and limit < 0:
         raise UsageError(f"the limit of items must be 0 or more, got {limit}")

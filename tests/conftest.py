@@ -1,13 +1,20 @@
-"""Coroutine tests run with asyncio.run; `driver` is each implementation of the store contract, on a simulated clock."""
+"""Coroutine tests run with asyncio.run; `driver` is each implementation of the store contract, on a simulated clock.
+
+`kit` is a process's parts over a memory store, `any_kit` over each store: machines of inline configs run on them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("FLATAGENTS_LOG_LEVEL", "WARNING")
+os.environ.setdefault("FLATAGENTS_METRICS_ENABLED", "false")
 
 import pytest
 from flatfleet.runtime.stores.contract import Driver
@@ -59,9 +66,79 @@ def driver(open_driver: Callable[[Clock], Driver], clock: Clock) -> Driver:
     return open_driver(clock)
 
 
+class Kit:
+    """One process of a fleet: its parts, and machines of inline configs whose actions are a test's own functions."""
+
+    def __init__(self, store: Any) -> None:
+        from flatfleet import hooks
+        from flatfleet.run import Parts
+        from flatfleet.runtime.adapters.registry import adapters
+        from flatfleet.runtime.engines.inline import InlineEngine
+        from flatfleet.runtime.fleet import Fleet
+
+        self.store = store
+        self.fleet = Fleet(store)
+        self.engine = InlineEngine(self.fleet)
+        self.parts = Parts(store, self.fleet, self.engine, hooks.registry(self.fleet), adapters())
+        self.functions: dict[str, Any] = {}
+        shared = hooks.Actions("test", self.functions, self.fleet)
+        self.parts.hooks.register("test", lambda: shared)
+
+    def does(self, function: Any) -> Any:
+        """Make `async def name(context, fleet)` the action `name` of the hooks `test`."""
+        self.functions[function.__name__] = function
+        return function
+
+    def machine(self, config: dict[str, Any], execution_id: str | None = None) -> Any:
+        return self.parts.machine(config, str(Path.cwd()), execution_id)
+
+    def other(self, owner: str = "other", **options: Any) -> Kit:
+        """Another process on the same store, with its own owner and lease."""
+        from flatfleet.runtime.stores import open_store
+        from flatfleet.runtime.stores.store import Store
+
+        if self.store.durable:
+            return Kit(open_store(self.store.url, owner=owner, **options))
+        return Kit(Store(self.store.driver, self.store.url, owner, **options))
+
+    async def close(self) -> None:
+        await self.engine.close(0)
+        await self.fleet.close()
+
+
+@pytest.fixture
+def kit() -> Kit:
+    from flatfleet.runtime.stores import open_store
+
+    return Kit(open_store("memory:"))
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
+    from flatfleet.runtime.stores import open_store
+
+    return Kit(open_store("memory:" if request.param == "memory" else f"sqlite:{tmp_path / 'fleet.db'}"))
+
+
+def flow(states: dict[str, Any], context: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:
+    """A machine config of these states; `inputs` becomes metadata.inputs, the rest goes into `data`."""
+    metadata = {"inputs": data.pop("inputs")} if "inputs" in data else {}
+    return {
+        "spec": "flatmachine",
+        "spec_version": "4.2.1",
+        "data": {"name": "flow", "context": context or {}, **data, "states": states},
+        "metadata": metadata,
+    }
+
+
+@pytest.fixture(name="flow")
+def flow_of() -> Callable[..., dict[str, Any]]:
+    return flow
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a coroutine test in its own loop, and close in it every fixture value that has a coroutine `close`."""
+    """Run a coroutine test in its own loop, and close in it every fixture value that has a coroutine `close()`."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     values: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
@@ -71,8 +148,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             await pyfuncitem.obj(**values)
         finally:
             for value in values.values():
-                if inspect.iscoroutinefunction(getattr(value, "close", None)):
-                    await value.close()
+                close = getattr(value, "close", None)
+                if inspect.iscoroutinefunction(close) and not inspect.signature(close).parameters:
+                    await close()
 
     asyncio.run(run())
     return True

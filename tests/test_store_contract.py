@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import backoff
-from flatfleet.runtime.stores.contract import Attempt, Claim, Counts, Failure, NewItem, SnapshotRow
+from flatfleet.runtime.stores.contract import SUSPECT, Attempt, Claim, Counts, Failure, NewItem, SnapshotRow
 
 LEASE = 60.0
 WEIRD = [
@@ -879,3 +879,16 @@ def test_backoff_doubles_to_five_minutes_within_ten_percent(attempts):
     assert max(waits) - min(waits) > 0.15 * base
     assert waits == [backoff(attempts, f"item-{n}") for n in range(500)]
     assert math.isclose(sum(waits) / len(waits), base, rel_tol=0.02)
+
+
+async def test_suspects_are_claimed_one_at_a_time_by_each_process(driver, clock):
+    """Whatever kills its workers takes no other suspect along: the innocent ones get through between its crashes."""
+    await driver.push("p", [new(str(n), max_crashes=9) for n in range(4)])
+    for _ in range(SUSPECT):
+        assert len(await take(driver, 3)) == 3
+        await driver.hand_back(owner="o", crashed=True)
+    assert await keys(driver, 10) == ["0", "3"]
+    assert await keys(driver, 10) == []
+    assert await keys(driver, 10, owner="another process") == ["1"]
+    await driver.complete("p:0", None, None, 0.0)
+    assert await keys(driver, 1) == ["2"]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import PROVIDER_WAIT, backoff
-from flatfleet.runtime.stores.contract import Counts, Failure, NewItem
+from flatfleet.runtime.stores.contract import SUSPECT, Counts, Failure, NewItem
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 LEASE = 60.0
-ATTEMPTS, CRASHES = 3, 2
+ATTEMPTS, CRASHES = 3, 5
 OWNERS = st.sampled_from(["o1", "o2"])
 
 
@@ -38,6 +38,10 @@ class Model:
     def may_run(self, now: float) -> bool:
         return self.state == "ready" or (self.state == "delayed" and self.due <= now)
 
+    @property
+    def suspect(self) -> bool:
+        return self.crashes >= SUSPECT
+
     def end(self, outcome: str, state: str, due: float = 0.0) -> None:
         self.history.append((self.token, outcome))
         self.state, self.due, self.owner = state, due, None
@@ -54,10 +58,12 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
             self.clock = clock_type()
             self.runner = asyncio.Runner()
             self.driver = open_driver(self.clock)
+            self.left_open: list[Any] = []
             self.model: dict[str, Model] = {}
 
         def teardown(self) -> None:
-            self.run(self.driver.close())
+            for driver in (*self.left_open, self.driver):
+                self.run(driver.close())
             self.runner.close()
 
         def run(self, call: Any) -> Any:
@@ -103,8 +109,12 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
                     item.crash()
             able = [(i.sequence, name) for name, i in self.model.items() if i.may_run(now) and (gpu or not i.gpu)]
             able.sort(key=lambda pair: (-self.model[pair[1]].priority, pair[0]))
+            alone = [i for i in self.model.values() if i.state == "claimed" and i.owner == owner and i.suspect]
+            suspects = [name for _, name in able if self.model[name].suspect]
+            barred = suspects if alone else suspects[1:]
+            wanted = [name for _, name in able if name not in barred][:n]
             claims = self.run(self.driver.claim("p", "w", owner, n, LEASE, ["gpu"] if gpu else []))
-            assert [claim.id for claim in claims] == [name for _, name in able[:n]]
+            assert [claim.id for claim in claims] == wanted
             for claim in claims:
                 item = self.model[claim.id]
                 item.token += 1
@@ -158,6 +168,16 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
             assert set(beat.lost) == set(leases) - held
             for name in held:
                 self.model[name].due = self.clock.now + LEASE
+
+        @precondition(lambda self: self.driver.durable)
+        @rule(closed=st.booleans())
+        def restart(self, closed: bool) -> None:
+            """Another process opens the store, with or without the first having closed it."""
+            old, self.driver = self.driver, type(self.driver)(self.driver._group.path, clock=self.clock)
+            if closed:
+                self.run(old.close())
+            else:
+                self.left_open.append(old)
 
         @rule(seconds=st.sampled_from([0.5, 5, 31, LEASE + 1]))
         def advance(self, seconds: float) -> None:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from flatfleet.runtime.errors import FleetError
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.machine import Machine
 from flatmachines.actions import MachineInvoker
@@ -94,14 +93,17 @@ class InlineEngine(MachineInvoker):
         run = machine.run if isinstance(machine, Machine) else machine.execute
         try:
             try:
-                result = await run(input=input_data)
+                await self._finish(machine, machine_id, await run(input=input_data))
             except Exception as error:
                 self._failed(machine_id, error)
-                result = {"_error": str(error), "_error_type": type(error).__name__}
-            await self._fleet.hand_back(worker=machine_id)
-            await machine.result_backend.write(make_uri(machine_id, "result"), result)
-        except FleetError as error:
+                await self._finish(machine, machine_id, {"_error": str(error), "_error_type": type(error).__name__})
+        except Exception as error:
             self._failed(machine_id, error)
+
+    async def _finish(self, machine: Any, machine_id: str, result: Any) -> None:
+        """Hand back what the machine still holds, and wake who reads its result."""
+        await self._fleet.hand_back(worker=machine_id)
+        await machine.result_backend.write(make_uri(machine_id, "result"), result)
 
     def _failed(self, machine_id: str, error: Exception) -> None:
         logger.error("%s ended: %s: %s", machine_id, type(error).__name__, error)

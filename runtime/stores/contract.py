@@ -37,6 +37,10 @@ LEASE = 60.0
 """Seconds that a lease lasts without renewal; the holder renews at a third of it."""
 
 
+SUSPECT = 3
+"""Crashes from which on an item is claimed alone: at most one such item is in the hands of one process at a time."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewItem:
     """An item to push. `id` is final; `not_before` is a time on the store's clock, 0 for now."""
@@ -164,7 +168,9 @@ class Driver(Protocol):
 
     Items. A claim moves a *ready* item (or a delayed one that is due) to *claimed*, raises its token by one and lets
     the lease run. Expired claims are handed back by whoever claims or reaps next: recorded as a `crashed` attempt and,
-    at `max_crashes`, dead. `complete`, `fail` and `release` with a token raise LeaseLost unless that token is the
+    at `max_crashes`, dead. An item with SUSPECT crashes or more is not claimed by an owner who holds another such item:
+    whichever kills its process, it takes no other suspect along, so that an innocent neighbour survives it.
+    `complete`, `fail` and `release` with a token raise LeaseLost unless that token is the
     item's newest and the item is still claimed under it; without a token they act as the SDK's callers expect and are
     refused only where the item is not claimed. State, result, attempt and the item's checkpoints change together.
     """

@@ -76,8 +76,8 @@ class GroupCommit:
     """One SQLite file, one connection, one thread; callers are answered after the commit.
 
     `run(op, *args)` queues `op(tx, *args)`. What is queued while a batch commits makes the next batch, so the cost of
-    a commit is shared by as many callers as there are. An operation that raises has no effect; the others of its batch are not touched by it. A busy database
-    is retried with 1–5 ms of jitter, and surfaces only after a minute.
+    a commit is shared by as many callers as there are. An operation that raises has no effect; the others of its batch
+    are not touched by it. A busy database is retried with 1–5 ms of jitter, and surfaces only after a minute.
     """
 
     path: Path
@@ -90,6 +90,7 @@ class GroupCommit:
     _flusher: asyncio.Task[None] | None = None
     _undoing: set[asyncio.Task[Any]] = field(default_factory=set)
     _inode: int = 0
+    _size: int = 0
     _checked: float = 0.0
 
     async def run(
@@ -175,7 +176,7 @@ class GroupCommit:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 connection = await self._connect()
                 try:
-                    await _in_thread(connection, self._prepare)
+                    await _in_thread(connection, lambda db: _patiently(lambda: self._prepare(db)))
                 except BaseException:
                     await connection.close()
                     raise
@@ -197,10 +198,10 @@ class GroupCommit:
     def _prepare(self, db: sqlite3.Connection) -> None:
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or later is needed (RETURNING)")
-        self._patiently(db, "PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         db.execute("PRAGMA journal_size_limit = 16777216")
-        self._patiently(db, "BEGIN IMMEDIATE")
+        db.execute("BEGIN IMMEDIATE")
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
@@ -219,18 +220,19 @@ class GroupCommit:
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
         except BaseException:
-            db.execute("ROLLBACK")
+            if db.in_transaction:
+                db.execute("ROLLBACK")
             raise
-        self._inode = self.path.stat().st_ino
+        self._inode, self._size = self.path.stat().st_ino, self.path.stat().st_size
 
     def _commit(self, db: sqlite3.Connection, batch: list[_Call]) -> None:
         self._check_file()
-        while not self._try(db, batch):
+        while not _patiently(lambda: self._try(db, batch)):
             pass
 
     def _try(self, db: sqlite3.Connection, batch: list[_Call]) -> bool:
         """Commit the batch, without the operations that have failed; False if one failed after it had changed something."""
-        self._patiently(db, "BEGIN IMMEDIATE" if any(call.writes for call in batch) else "BEGIN")
+        db.execute("BEGIN IMMEDIATE" if any(call.writes for call in batch) else "BEGIN")
         try:
             tx = Tx(db, self.clock())
             counts: Counter[tuple[str, str]] = Counter()
@@ -242,62 +244,83 @@ class GroupCommit:
                     call.result = call.op(tx, *call.args)
                 except BaseException as error:
                     call.error = error
-                    if db.in_transaction and db.total_changes == changes:
+                    if db.in_transaction and db.total_changes == changes and not _fatal(error):
                         continue  # it changed nothing, as nearly all that fail
                     raise
                 counts.update(tx.counts)
             moved = [(pool, state, n) for (pool, state), n in counts.items() if n]
             if moved:
                 db.executemany(tx.sql["count"], moved)
-            self._patiently(db, "COMMIT")
+            db.execute("COMMIT")
         except BaseException as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
-            if any(call.error is error for call in batch) and not _fatal(error):
+            failed = [call for call in batch if call.error is error]
+            if _busy(error):
+                for call in failed:
+                    call.error = None
+            elif failed and not _fatal(error):
                 return False
             raise
         return True
 
     def _read(self, db: sqlite3.Connection, op: Callable[..., T], args: tuple[Any, ...]) -> T:
-        self._patiently(db, "BEGIN")
-        try:
-            return op(Tx(db, self.clock()), *args)
-        finally:
-            db.execute("COMMIT")
-
-    def _patiently(self, db: sqlite3.Connection, statement: str) -> None:
-        started = time.monotonic()
-        while True:
+        def look() -> T:
+            db.execute("BEGIN")
             try:
-                db.execute(statement)
-                return
-            except sqlite3.OperationalError as error:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise
-                if time.monotonic() - started > BUSY_PATIENCE:
-                    raise
-                time.sleep(random.uniform(0.001, 0.005))
+                return op(Tx(db, self.clock()), *args)
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+
+        return _patiently(look)
 
     def _check_file(self) -> None:
-        """Notice, once a second, that the file is gone: SQLite would go on writing into the deleted one."""
+        """Notice, once a second, that the file is gone or cut off: SQLite would go on writing into what is left."""
         if time.monotonic() - self._checked < 1.0:
             return
         self._checked = time.monotonic()
         try:
-            same = os.stat(self.path).st_ino == self._inode  # noqa: PTH116
+            found = os.stat(self.path)  # noqa: PTH116
         except FileNotFoundError:
-            same = False
-        if not same:
+            found = None
+        if found is None or found.st_ino != self._inode:
             raise StoreUnavailable(
                 f"the store {self.path} was deleted or replaced while in use; what is in it now is not this run's. "
                 "Run the same command again to start from what is there"
             )
+        if found.st_size < self._size:
+            raise StoreUnavailable(
+                f"the store {self.path} was cut off while in use ({self._size} bytes before, {found.st_size} now). "
+                "Restore a copy of it; a new --store starts afresh"
+            )
+        self._size = found.st_size
 
 
 async def _in_thread(connection: Any, function: Callable[..., T], *args: Any) -> T:
     """Run `function(db, *args)` on the connection's own thread: aiosqlite's executor, with the raw connection."""
     return await connection._execute(function, connection._conn, *args)
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Return `work()`; while the database is busy, try again after 1 to 5 ms, for a minute at most.
+
+    Busy is not only who waits for the write lock: a plain SELECT is, too, while another process puts the log in order
+    that a killed one has left.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if not _busy(error) or time.monotonic() - started > BUSY_PATIENCE:
+                raise
+        time.sleep(random.uniform(0.001, 0.005))
+
+
+def _busy(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.OperationalError) else None
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _fatal(error: BaseException) -> bool:

@@ -43,7 +43,9 @@ class MemoryItems(Tables):
             self._crash(line, entry, now, "its lease ran out")
         able = frozenset(capabilities)
         claims: list[Claim] = []
-        while len(claims) < n and (chosen := line.take(able)) is not None:
+        alone = line.has_suspects() and not self._holds_suspect(owner)
+        while len(claims) < n and (chosen := line.take(able, alone)) is not None:
+            alone = alone and not chosen.suspect
             chosen.token += 1
             chosen.worker, chosen.owner, chosen.started = worker, owner, now
             line.move(chosen, "claimed", now + lease)
@@ -168,6 +170,9 @@ class MemoryItems(Tables):
             f"item {item_id!r}: token {token} does not hold it — it is {held}, its newest token is {entry.token}; "
             "nothing was changed"
         )
+
+    def _holds_suspect(self, owner: str) -> bool:
+        return any(e.suspect and e.owner == owner for line in self._pools.values() for e in line.claims.values())
 
     def _crash(self, line: Pool, entry: Entry, now: float, why: str) -> None:
         entry.crashes += 1

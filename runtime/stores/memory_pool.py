@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from flatfleet.runtime.stores.contract import Attempt, Counts, State
+from flatfleet.runtime.stores.contract import SUSPECT, Attempt, Counts, State
 
 
 @dataclass(slots=True, eq=False)
@@ -39,13 +39,17 @@ class Entry:
     finished: float | None = None
     history: list[Attempt] = field(default_factory=list)
 
+    @property
+    def suspect(self) -> bool:
+        return self.crashes >= SUSPECT
+
 
 class Pool:
     """The items of one pool by state.
 
-    A ready entry stands once in the heap of its `requires`, a delayed one once in the delayed heap or, when it is due,
-    in the ready one. The lease heap is lazy: an entry that was renewed or ended leaves a stale row behind, which is
-    skipped when it comes up and swept when the stale ones outnumber the claims.
+    A ready entry stands once in the heap of its `requires` and of whether it is a suspect, a delayed one once in the
+    delayed heap or, when it is due, in the ready one. The lease heap is lazy: an entry that was renewed or ended leaves
+    a stale row behind, which is skipped when it comes up and swept when the stale ones outnumber the claims.
     """
 
     def __init__(self) -> None:
@@ -53,7 +57,7 @@ class Pool:
         self.claims: dict[str, Entry] = {}
         self.overdue: dict[str, Entry] = {}
         self.dead: dict[str, Entry] = {}
-        self._ready: dict[frozenset[str], list[tuple[int, int, Entry]]] = {}
+        self._ready: dict[tuple[frozenset[str], bool], list[tuple[int, int, Entry]]] = {}
         self._delayed: list[tuple[float, int, Entry]] = []
         self._leases: list[tuple[float, int, Entry]] = []
         self._ticks = itertools.count()
@@ -91,14 +95,18 @@ class Pool:
             if entry.state == "claimed" and entry.due == until:
                 self.overdue[entry.id] = entry
 
-    def take(self, able: frozenset[str]) -> Entry | None:
+    def has_suspects(self) -> bool:
+        """True if a suspect is ready."""
+        return any(suspect for _, suspect in self._ready)
+
+    def take(self, able: frozenset[str], suspects: bool) -> Entry | None:
         """Remove and return the entry that is next in line among those whose needs are met; the caller moves it."""
-        lines = [line for needs, line in self._ready.items() if needs <= able]
+        lines = [line for (needs, suspect), line in self._ready.items() if needs <= able and suspect <= suspects]
         if not lines:
             return None
         entry = heapq.heappop(line := min(lines, key=itemgetter(0)))[2]
         if not line:
-            del self._ready[entry.needs]
+            del self._ready[entry.needs, entry.suspect]
         return entry
 
     def counts(self, now: float) -> Counts:
@@ -133,7 +141,7 @@ class Pool:
             del self.dead[entry.id]
 
     def _line_up(self, entry: Entry) -> None:
-        line = self._ready.setdefault(entry.needs, [])
+        line = self._ready.setdefault((entry.needs, entry.suspect), [])
         heapq.heappush(line, (-entry.priority, entry.sequence, entry))
 
     def _watch(self, entry: Entry) -> None:

@@ -107,6 +107,13 @@ WHERE seq IN (
     SELECT seq FROM items WHERE pool = :pool AND state = 'ready'
       AND (requires IS NULL OR NOT EXISTS (
             SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
+      AND (crashes < :suspect OR seq = (
+            SELECT seq FROM items WHERE pool = :pool AND state = 'ready' AND crashes >= :suspect
+              AND (requires IS NULL OR NOT EXISTS (
+                    SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
+              AND NOT EXISTS (
+                    SELECT 1 FROM items WHERE state = 'claimed' AND owner = :owner AND crashes >= :suspect)
+            ORDER BY priority DESC, seq LIMIT 1))
     ORDER BY priority DESC, seq LIMIT :n)
 RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority,
     (SELECT data FROM payloads WHERE payloads.seq = items.seq);

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import PROVIDER_WAIT, backoff, crash_text
 from flatfleet.runtime.stores.contract import (
+    SUSPECT,
     Attempt,
     Claim,
     Counts,
@@ -77,6 +78,7 @@ def claim(
             "pool": pool,
             "capabilities": json.dumps(sorted(capabilities)),
             "n": n,
+            "suspect": SUSPECT,
         },
     ).fetchall()
     if not rows:
