@@ -38,6 +38,8 @@ class FleetError(Exception):
 class UsageError(FleetError):
     """What was typed or written is wrong; nothing was started."""
 
+    permanent = True
+
 
 class BundleError(UsageError):
     """A machine file is wrong. `problems` holds one finished line for each fault found."""

@@ -11,9 +11,8 @@ from typing import Any
 
 import pypdf
 import pytest
+from flatfleet.runtime.documents import Document, Section, pdf, read, split
 from flatfleet.runtime.documents import core as documents
-from flatfleet.runtime.documents import pdf
-from flatfleet.runtime.documents import Document, Section, read, split
 from flatfleet.runtime.errors import DocumentError, UsageError
 from hypothesis import given
 from hypothesis import strategies as st

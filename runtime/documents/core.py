@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flatfleet.runtime.documents import outline
-from flatfleet.runtime.errors import DocumentError
 from flatfleet.runtime.documents.splitting import count_words, split_sections
+from flatfleet.runtime.errors import DocumentError
 
 _BODIES = ("text", "body", "content")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatfleet.runtime.documents.core import clean
-from flatfleet.runtime.errors import DocumentError
 from flatfleet.runtime.documents.outline import known_heading
+from flatfleet.runtime.errors import DocumentError
 
 if TYPE_CHECKING:
     from pypdf import PageObject, PdfReader

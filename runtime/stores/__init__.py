@@ -30,6 +30,9 @@ def _driver(url: str, must_exist: bool) -> Driver:
     if parts.scheme == "memory":
         from flatfleet.runtime.stores.memory import MemoryDriver
 
+        if url != "memory:":
+            raise StoreUrlError(f"store URL '{url}': a store in memory has no name; write memory:")
+
         return MemoryDriver()
     if parts.scheme == "sqlite":
         from flatfleet.runtime.stores.sqlite import SQLiteDriver
