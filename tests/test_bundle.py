@@ -264,7 +264,7 @@ class TestTask:
     def test_a_missing_task_is_said_once(self) -> None:
         write("original.yml", CHILD)
         (problem,) = problems(write("worker.yml", WORKER), task="tsk.yml")
-        assert problem.startswith("task there is no 'tsk.yml'")
+        assert problem.startswith("--task: there is no 'tsk.yml'")
 
     def test_the_new_input_is_read_by_the_stock_machine(self) -> None:
         from flatmachines import FlatMachine

@@ -37,7 +37,7 @@ class Loader:
     def load(self, ref: str, task: str | None) -> Bundle:
         """Return the bundle of `ref` with `task` in its task slot, or raise BundleError with all problems."""
         if task is not None:
-            self._task = self._top(task, "task ")
+            self._task = self._top(task, "--task: ")
             self._done, self._slots = {}, []
         bundle = self._top(ref, "")
         if self._task is not None and not self._replaced and bundle is not None:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x666C6565  # "flee"
 BUSY_PATIENCE = 60.0
+CHECK_EVERY = 1.0
 OLDEST_SQLITE = (3, 35)
 CACHED_STATEMENTS = 256
 
@@ -186,9 +187,14 @@ class GroupCommit:
         return self._connection
 
     async def _connect(self) -> aiosqlite.Connection:
-        return await aiosqlite.connect(
+        connection = aiosqlite.connect(
             self.path, isolation_level=None, timeout=0, cached_statements=CACHED_STATEMENTS, check_same_thread=False
         )
+        try:
+            return await connection
+        except BaseException:
+            await asyncio.to_thread(connection._thread.join)  # it still has to tell this loop that it has ended
+            raise
 
     def _unavailable(self, error: BaseException) -> StoreUnavailable:
         return StoreUnavailable(f"the store {self.path} cannot be used: {error}. {_advice(str(error))}")
@@ -276,10 +282,12 @@ class GroupCommit:
         return _patiently(look)
 
     def _check_file(self) -> None:
-        """Notice, once a second, that the file is gone or cut off: SQLite would go on writing into what is left."""
-        if time.monotonic() - self._checked < 1.0:
+        """Notice, once a second, that the file is gone or cut off: SQLite would go on writing into what is left.
+
+        From then on every operation is refused.
+        """
+        if time.monotonic() - self._checked < CHECK_EVERY:
             return
-        self._checked = time.monotonic()
         try:
             found = os.stat(self.path)  # noqa: PTH116
         except FileNotFoundError:
@@ -294,7 +302,7 @@ class GroupCommit:
                 f"the store {self.path} was cut off while in use ({self._size} bytes before, {found.st_size} now). "
                 "Restore a copy of it; a new --store starts afresh"
             )
-        self._size = found.st_size
+        self._size, self._checked = found.st_size, time.monotonic()
 
 
 async def _in_thread(connection: Any, function: Callable[..., T], *args: Any) -> T:
