@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test soak check bench format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -15,12 +15,18 @@ demo: $(VENV)/installed ## work through the twelve bundled papers: reports in re
 test: $(VENV)/tested ## run all tests, the slow ones too
 	$(BIN)/pytest
 
+soak: $(VENV)/tested ## the promises in their long form, half an hour at most
+	$(BIN)/python tests/soak.py
+
 check: $(VENV)/tested ## lint, types, machine files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/flatfleet
 	cd $(VENV)/src && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p flatfleet.hooks -p flatfleet.commands -p flatfleet.runtime
 	$(BIN)/flatfleet check machines agents
+
+bench: $(VENV)/tested ## measure beside the SDK and huey, about a quarter of an hour: see docs/performance.md
+	$(BIN)/python -m benchmarks
 
 format: $(VENV)/tested ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import uuid
 from importlib import resources
@@ -33,7 +32,7 @@ async def enqueue(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     found = iter(expand(_located(text(context, "input")), limit=limit, fields=fields))
     added = known = skipped = 0
     reasons: list[str] = []
-    while chunk := await asyncio.to_thread(lambda: list(islice(found, CHUNK))):
+    while chunk := await fleet.in_thread(lambda: list(islice(found, CHUNK))):
         sources = [source for source in chunk if isinstance(source, Source)]
         skipped += len(chunk) - len(sources)
         reasons += [f"{other.where}: {other.why}" for other in chunk if not isinstance(other, Source)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 from flatfleet.hooks.values import number, text, worker_id
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.fleet import Fleet
+from flatfleet.runtime.stores.contract import Claim
 from flatfleet.runtime.stores.store import Pool
 
 _EMPTY = {"item_id": None, "item": None, "result": None, "error": None, "last_error": None, "last_error_type": None}
@@ -19,11 +21,8 @@ async def claim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     context.update(_EMPTY, stop=fleet.must_stop(worker))
     if context["stop"]:
         return context
-    claims = await _pool(context, fleet).claim_many(worker, 1, fleet.capabilities)
-    if claims:
-        fleet.hold(claims[0], worker)
-        context.update(item_id=claims[0].id, item=claims[0].data, idle=None, idle_since=None)
-    return context
+    await fleet.catch_up()
+    return _hold(context, fleet, await _pool(context, fleet).claim_many(worker, 1, fleet.capabilities))
 
 
 async def idle(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
@@ -44,9 +43,32 @@ async def complete(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Commit `result` as the item's result, under its token."""
     lease = _lease(context, fleet)
     await _pool(context, fleet).complete(lease.item_id, context.get("result"), token=lease.token, cost=lease.cost)
-    fleet.let_go(lease.item_id)
+    fleet.let_go(lease.item_id, lease.worker)
     context["processed"] = context.get("processed", 0) + 1
     return context
+
+
+async def complete_and_claim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
+    """Commit `result` and, in the same commit, claim the next item: what `complete` and then `claim` do, in one wait.
+
+    If the result is refused the error is raised as `complete` raises it, and an item claimed meanwhile is handed back.
+    """
+    worker, pool = worker_id(context), _pool(context, fleet)
+    if fleet.must_stop(worker):
+        return await claim(await complete(context, fleet), fleet)
+    await fleet.catch_up()
+    claiming = asyncio.create_task(pool.claim_many(worker, 1, fleet.capabilities))
+    try:
+        context = await complete(context, fleet)
+    except BaseException:
+        claiming.cancel()
+        await asyncio.wait([claiming])
+        if not claiming.cancelled() and claiming.exception() is None:
+            for unwanted in claiming.result():
+                await pool.release(unwanted.id, token=unwanted.token)
+        raise
+    context.update(_EMPTY, stop=False)
+    return _hold(context, fleet, await claiming)
 
 
 async def fail(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
@@ -63,19 +85,26 @@ async def fail(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
         retry_after=error.get("retry_after"),
         cost=lease.cost,
     )
-    fleet.let_go(lease.item_id)
+    fleet.let_go(lease.item_id, lease.worker)
     return context
 
 
 async def forget(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Drop an item whose lease was lost: it is somebody else's now."""
-    fleet.let_go(context["item_id"])
+    fleet.let_go(context["item_id"], worker_id(context))
     return context
 
 
 async def recover(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Hand back what dead processes of this machine held; `recovered` counts the items."""
     context["recovered"], _ = await fleet.recover()
+    return context
+
+
+def _hold(context: dict[str, Any], fleet: Fleet, claims: list[Claim]) -> dict[str, Any]:
+    if claims:
+        fleet.hold(claims[0], worker_id(context))
+        context.update(item_id=claims[0].id, item=claims[0].data, idle=None, idle_since=None)
     return context
 
 
@@ -87,4 +116,4 @@ def _lease(context: dict[str, Any], fleet: Fleet) -> Any:
     item_id = context.get("item_id")
     if item_id is None:
         raise LeaseLost("there is no claimed item in the context")
-    return fleet.held(item_id)
+    return fleet.held(item_id, worker_id(context))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from flatfleet.runtime.errors import LeaseLost, StoreError
+from flatfleet.runtime.guard import Guard
 from flatfleet.runtime.lounge import Lounge
 from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.stores.contract import LIVE_WORKER, Claim
@@ -64,32 +68,43 @@ class Fleet:
         self.lounge = Lounge(store)
         self.draining = False
         self._heart: asyncio.Task[None] | None = None
+        self._guard = Guard(store, self._held_now)
         self._threads = asyncio.Semaphore(THREADS)
         store.lock.on_taken = self._start_heart
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run blocking code in a thread, at most `THREADS` of this process at once."""
+        """Run blocking code in a thread, at most `THREADS` of this process at once.
+
+        The thread is a daemon: one that is still busy when its item has timed out does not keep the process.
+        """
         async with self._threads:
-            return await asyncio.to_thread(function)
+            return await _in_daemon(function)
 
     # -- leases ----------------------------------------------------------------------------------------------------
 
     def hold(self, claim: Claim, worker: str) -> Lease:
-        """Start to renew the lease of a claim."""
+        """Start to renew the lease of a claim; an older lease of this process on the same item is lost by it."""
+        old = self.leases.get(claim.id)
+        if old is not None:
+            old.lose(f"item {claim.id} was taken over: token {old.token} is no longer valid")
         lease = self.leases[claim.id] = Lease(claim, worker, self.store.lease)
         self._start_heart()
         return lease
 
-    def held(self, item_id: str) -> Lease:
-        """The live lease of an item; LeaseLost if this process does not hold it, or no longer does."""
+    def held(self, item_id: str, worker: str | None = None) -> Lease:
+        """The live lease of an item; LeaseLost if this process (or this worker of it) does not hold it any more."""
         lease = self.leases.get(item_id)
-        if lease is None:
-            raise LeaseLost(f"item {item_id} is not held by this process")
+        if lease is None or worker not in (None, lease.worker):
+            raise LeaseLost(
+                f"item {item_id} is not held by this process" + (f", not by its worker {worker}" if lease else "")
+            )
         lease.check()
         return lease
 
-    def let_go(self, item_id: str) -> None:
-        self.leases.pop(item_id, None)
+    def let_go(self, item_id: str, worker: str | None = None) -> None:
+        """Stop to renew the lease of an item, if it is this worker's."""
+        if item_id in self.leases and worker in (None, self.leases[item_id].worker):
+            del self.leases[item_id]
 
     async def hand_back(self, worker: str | None = None) -> int:
         """Give back every item still held (by one worker, or by all), burning no attempt; return how many."""
@@ -139,6 +154,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop the heartbeat and close the store."""
+        self._guard.stop()
         if self._heart is not None:
             self._heart.cancel()
             await asyncio.wait([self._heart])
@@ -150,15 +166,29 @@ class Fleet:
     def _start_heart(self) -> None:
         if self._heart is None or self._heart.done():
             self._heart = asyncio.create_task(self._beat_forever(), name="flatfleet-heartbeat")
+            self._guard.start()
 
     async def _beat_forever(self) -> None:
         while True:
             await asyncio.sleep(self.store.lease / 3)
             await self.beat()
 
+    async def catch_up(self) -> None:
+        """Beat now if the event loop was blocked for so long that a beat is late: before anybody here claims anything.
+
+        Otherwise a worker would take what its neighbours hold for abandoned.
+        """
+        if self._guard.late() and self.leases:
+            await self.beat()
+
+    def _held_now(self) -> tuple[list[str], dict[str, int]]:
+        leases = [lease for lease in list(self.leases.values()) if lease.lost is None]
+        return list(self.workers), {lease.item_id: lease.token for lease in leases}
+
     async def beat(self) -> None:
         """Renew all leases and registrations of this process; cancel the work of leases that are gone."""
         sent = time.monotonic()
+        self._guard.heard()
         leases = {lease.item_id: lease for lease in self.leases.values() if lease.lost is None}
         try:
             answer = await self.store.driver.beat(
@@ -184,3 +214,29 @@ class Fleet:
                 if status not in LIVE_WORKER:
                     logger.warning("worker %s is %s in the registry; it stops after its item", worker, status)
                     self.lounge.dismiss()
+
+
+def _in_daemon(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a function in a daemon thread; nobody waits for it who does not await the future."""
+    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def answer(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = context.run(function)
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(answer, result, error)
+
+    threading.Thread(target=run, name="flatfleet-blocking", daemon=True).start()
+    return future

@@ -20,22 +20,22 @@ class Journal(PersistenceBackend):
     """The PersistenceBackend that a Machine gives to the SDK's CheckpointManager.
 
     Each save replaces the execution's one row and, in the same transaction, deletes the rows of the children of the
-    state just left (`drop`). Under an item's id it needs the item's live lease: LeaseLost otherwise, and nothing is
-    changed.
+    state just left (`drop`). Under an item's id it needs the lease that the item had when this was made to be live still:
+    LeaseLost otherwise, and nothing is changed.
     """
 
     def __init__(self, checkpoints: Checkpoints, execution_id: str, leases: Mapping[str, Lease]) -> None:
         self._driver = checkpoints.driver
         self._checkpoints = checkpoints
         self._id = execution_id
-        self._leases = leases
+        item_id = item_of(execution_id)
+        self._lease = leases.get(item_id) if item_id is not None else None
         self._row: SnapshotRow | None = None
         self.drop: str | None = None
 
     async def resumable(self, config_hash: str) -> bool:
         """True if there is a snapshot to resume from. One taken under another bundle is dropped, and said so."""
-        lease = self._leases.get(self._id)
-        if lease is not None and lease.token == 1:
+        if self._lease is not None and self._lease.item_id == self._id and self._lease.token == 1:
             return False
         self._row = await self._driver.load_snapshot(self._id)
         if self._row is None:
@@ -56,9 +56,7 @@ class Journal(PersistenceBackend):
         row = row_of(key, value)
         if row is None:
             return
-        item_id = item_of(self._id)
-        lease = self._leases.get(item_id) if item_id is not None else None
-        fence = (lease.item_id, lease.token) if lease is not None else None
+        fence = (self._lease.item_id, self._lease.token) if self._lease is not None else None
         await self._driver.save_snapshot(row, fence, self.drop)
         self.drop = None
 

@@ -35,7 +35,7 @@ async def push(fleet, *keys, **options):
 def test_hooks_and_actions_are_named_after_modules_and_functions():
     known = hooks.known()
     assert set(known) == {"flow", "papers", "registration", "sources", "work"}
-    assert known["work"] == {"claim", "idle", "complete", "fail", "forget", "recover"}
+    assert known["work"] == {"claim", "idle", "complete", "complete_and_claim", "fail", "forget", "recover"}
     assert known["flow"] == {"count", "pace"}
     assert known["registration"] == set()
 
@@ -50,9 +50,9 @@ def test_an_unknown_action_says_what_is_known_and_what_was_meant(fleet):
     actions = hooks.registry(fleet).resolve("work")
     with pytest.raises(UnknownAction) as caught:
         actions.on_action("start", "clam", {})
+    listed = ", ".join(sorted(hooks.known()["work"]))
     assert str(caught.value) == (
-        "state 'start': hooks 'work' have no action 'clam' — known: claim, complete, fail, forget, idle, recover. "
-        "Did you mean 'claim'?"
+        f"state 'start': hooks 'work' have no action 'clam' — known: {listed}. Did you mean 'claim'?"
     )
 
 
@@ -172,7 +172,49 @@ async def test_complete_commits_under_the_token_and_lets_go(kit, fleet):
     assert (attempt.outcome, attempt.cost) == ("completed", 0.25)
 
 
-@pytest.mark.parametrize("action", [work.complete, work.fail])
+async def test_complete_and_claim_commits_and_holds_the_next(any_kit):
+    fleet = any_kit.fleet
+    await push(fleet, "a", "b")
+    made = await work.claim(context(processed=0), fleet)
+    made = await work.complete_and_claim({**made, "result": 1}, fleet)
+    assert (made["item_id"], made["item"], made["stop"], made["processed"]) == ("p:b", {"key": "b"}, False, 1)
+    assert made["result"] is None
+    assert list(fleet.leases) == ["p:b"]
+    assert (await fleet.store.driver.item("p:a")).result == 1
+    made = await work.complete_and_claim({**made, "result": 2}, fleet)
+    assert (made["item_id"], made["item"], made["stop"], made["processed"]) == (None, None, False, 2)
+    assert fleet.leases == {}
+    assert await fleet.store.work.pool("p").counts() == Counts(completed=2)
+
+
+async def test_complete_and_claim_of_a_worker_that_was_told_to_stop_claims_nothing(any_kit):
+    fleet = any_kit.fleet
+    pool = await push(fleet, "a", "b")
+    made = await work.claim(context(), fleet)
+    fleet.drain()
+    made = await work.complete_and_claim({**made, "result": 1}, fleet)
+    assert (made["stop"], made["item_id"]) == (True, None)
+    assert fleet.leases == {}
+    assert await pool.counts() == Counts(completed=1, waiting=1)
+
+
+@pytest.mark.parametrize(("result", "error"), [({1, 2}, TypeError), ("fine", LeaseLost)])
+async def test_complete_and_claim_gives_the_next_item_back_if_the_result_is_refused(any_kit, result, error):
+    fleet = any_kit.fleet
+    pool = await push(fleet, "a", "b")
+    made = await work.claim(context(), fleet)
+    if error is LeaseLost:
+        await fleet.store.driver.hand_back(worker="w", crashed=True)
+        await fleet.store.driver.claim("p", "thief", "thief", 1, 60, ())
+    with pytest.raises(error):
+        await work.complete_and_claim({**made, "result": result}, fleet)
+    assert list(fleet.leases) == ["p:a"]
+    assert await pool.counts() == Counts(claimed=1, waiting=1)
+    item = await fleet.store.driver.item("p:b")
+    assert (item.state, item.attempts, item.crashes) == ("ready", 0, 0)
+
+
+@pytest.mark.parametrize("action", [work.complete, work.complete_and_claim, work.fail])
 async def test_nothing_is_committed_without_the_lease(kit, fleet, action):
     with pytest.raises(LeaseLost, match="no claimed item"):
         await action(context(item_id=None), fleet)

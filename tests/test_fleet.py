@@ -147,6 +147,23 @@ async def test_a_new_lease_of_the_same_item_is_not_lost_with_the_old_one(kit, mo
     assert kit.fleet.held("p:a").token == 2
 
 
+async def test_an_item_claimed_again_by_the_same_process_is_lost_to_its_old_worker(any_kit):
+    """The event loop stood still for longer than the lease, and another worker of the process claimed first."""
+    await push(any_kit, "a")
+    old = await hold(any_kit)
+    old.task = asyncio.create_task(asyncio.Event().wait())
+    await any_kit.store.driver.hand_back(worker="w", crashed=True)
+    new = await hold(any_kit, "v")
+    with pytest.raises(LeaseLost, match="token 1 is no longer valid"):
+        old.check()
+    await asyncio.wait([old.task])
+    assert old.task.cancelled()
+    with pytest.raises(LeaseLost, match="worker w"):
+        any_kit.fleet.held("p:a", "w")
+    any_kit.fleet.let_go("p:a", "w")
+    assert any_kit.fleet.held("p:a", "v") is new
+
+
 async def test_while_the_store_is_away_a_lease_lives_to_its_end_and_no_longer(kit, monkeypatch):
     await push(kit, "a", "b")
     old, young = await hold(kit), await hold(kit)
@@ -203,7 +220,8 @@ async def test_the_work_of_a_lease_that_ran_out_is_cancelled_and_the_worker_goes
         await stolen.wait()
         await beat()
 
-    kit.fleet.beat = late  # as if the process had been stopped for longer than its lease
+    kit.fleet.beat = late  # as if the process had been stopped for longer than its lease, with all its threads
+    kit.fleet._guard.stop()
 
     @kit.does
     async def work(context, fleet):
@@ -218,8 +236,9 @@ async def test_the_work_of_a_lease_that_ran_out_is_cancelled_and_the_worker_goes
     pool = await push(kit, "a")
     task = asyncio.create_task(kit.machine(worker).run({"pool": "p", "worker_id": "w1"}))
     await busy.wait()
-    while (taken := await thief.store.work.pool("p").claim("thief")) is None:  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(SOON):
+        while (taken := await thief.store.work.pool("p").claim("thief")) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     assert taken.token == 2
     await push(kit, "b")
     stolen.set()

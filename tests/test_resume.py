@@ -168,7 +168,23 @@ async def test_a_changed_bundle_starts_afresh_and_says_so(any_kit, flow, caplog)
     assert "state 'b'" in caplog.text
 
 
-async def test_a_parked_machine_goes_on_when_it_is_run_after_a_message(any_kit, flow):
+async def test_under_a_changed_bundle_the_children_of_the_old_one_go_too(any_kit, flow):
+    actions, config = Rounds(any_kit), rounds(flow)
+    actions.gate = asyncio.Event()
+    await until_stuck(any_kit.machine(config, "x"), actions.stuck)
+    look, seen = any_kit.functions["mark"], []
+
+    @any_kit.does
+    async def mark(context, fleet):
+        seen.append(await saved(fleet.store))
+        return await look(context, fleet)
+
+    actions.gate.set()
+    await any_kit.machine(rounds(flow, n=2), "x").run()
+    assert seen[0] == {"x"}
+
+
+async def test_a_parked_machine_goes_on_when_it_is_run_after_a_message(any_kit, flow, monkeypatch):
     steps = Steps(any_kit)
     config = chain(flow, "a", "b")
     config["data"]["states"]["a"]["transitions"] = [to("wait")]
@@ -180,6 +196,10 @@ async def test_a_parked_machine_goes_on_when_it_is_run_after_a_message(any_kit, 
     for _ in range(2):
         assert await any_kit.machine(config, "x").run() == {"_waiting": True, "_channel": "go/1"}
     assert await any_kit.store.checkpoints.list_execution_ids(waiting_channel="go/1") == ["x"]
+    with monkeypatch.context() as patch:
+        saves = Saves(any_kit.store.driver, patch)
+        await any_kit.machine(config, "x").run()
+        assert saves.events == ["waiting"]  # never a row without its channel, whenever it is killed
     await any_kit.store.signals.send("go/1", {"n": 7})
     assert await any_kit.machine(config, "x").run() == {"n": 8}
     assert steps.ran == ["a", "b"]
@@ -332,10 +352,43 @@ async def test_the_rows_of_children_go_when_their_state_is_left_by_an_error(kit,
             raise OSError("power")
         return context
 
-    config = rounds(flow, on_error="collect")
-    await kit.machine(config, "x").run()
-    assert await saved(kit.store) == {"x"}
+    look, seen = kit.functions["collect"], []
+
+    @kit.does
+    async def collect(context, fleet):
+        seen.append(await saved(fleet.store))
+        return await look(context, fleet)
+
+    await kit.machine(rounds(flow, on_error="collect"), "x").run()
+    assert seen == [{"x"}]
     assert actions.ran["x", 0, "collect"] == 1
+
+
+async def test_the_rows_of_the_children_of_a_final_state_go_with_the_end(kit, flow):
+    Steps(kit)
+    last = {"type": "final", "machine": "c", "output": {"ok": True}}
+    config = flow({"start": last}, machines={"c": chain(flow, "a")})
+    assert await kit.machine(config, "x").run() == {"ok": True}
+    assert await saved(kit.store) == {"x"}
+
+
+async def test_a_fresh_run_uses_no_children_of_an_earlier_one(kit, flow):
+    actions, config = Rounds(kit), rounds(flow)
+    config["data"]["settings"] = {"max_parallel": 1}
+    actions.gate = asyncio.Event()
+    await until_stuck(kit.machine(config, "x"), actions.stuck)
+    actions.gate.set()
+    assert await kit.machine(config, "x").run(fresh=True) == expected(1)
+    assert actions.ran["x:fan:0", "a0", 0] == 2
+
+
+async def test_children_of_a_machine_without_checkpoints_save_none(kit, flow, monkeypatch):
+    Rounds(kit)
+    config = rounds(flow)
+    config["data"]["persistence"] = {"enabled": False, "backend": "memory", "checkpoint_on": []}
+    saves = Saves(kit.store.driver, monkeypatch)
+    assert await kit.machine(config, "x").run() == expected(1)
+    assert saves.count == 0
 
 
 async def test_a_state_that_retries_itself_by_on_error_pays_its_finished_children_once(kit, flow):
@@ -362,7 +415,7 @@ class Saves:
 
     def __init__(self, driver, monkeypatch, n=-1, after=False):
         self.count, self.victim = 0, None
-        self.entered = {}
+        self.entered, self.events = {}, []
         save = driver.save_snapshot
 
         async def counting(row, fence, drop):
@@ -370,6 +423,7 @@ class Saves:
             if number == n and not after:
                 await self.kill()
             await save(row, fence, drop)
+            self.events.append(row.event)
             snapshot = json.loads(row.body)
             self.entered[row.execution_id] = None if row.event == "machine_end" else snapshot["context"]
             if number == n:
@@ -503,16 +557,41 @@ async def test_a_checkpoint_under_a_lost_token_raises_and_changes_nothing(any_ki
 async def test_a_child_of_an_item_saves_under_the_items_token_too(kit, flow):
     Rounds(kit)
     await push(kit, "a")
+    ran = []
 
     @kit.does
     async def work(context, fleet):
+        ran.append((context["item"], context["machine"]["current_state"]))
         await fleet.store.driver.hand_back(worker="w", crashed=True)
         return context
 
     await claim(kit)
-    output = await kit.machine(keyed(flow, rounds(flow))).run({"item_id": "p:a"})
+    task = rounds(flow, mode="settled")
+    task["data"]["settings"] = {"max_parallel": 1}
+    output = await kit.machine(keyed(flow, task)).run({"item_id": "p:a"})
     assert "p:a" in output["lost"]
-    assert {name for name in await saved(kit.store) if ":fan:" in name} <= {"p:a:fan:0", "p:a:fan:1"}
+    assert ran == [("a0", "one")]  # neither its second step, nor the other child
+
+
+async def test_the_cost_of_an_item_is_noted_on_its_lease_even_if_it_fails(kit, flow):
+    from flatfleet.runtime.machine import Machine
+
+    class Costly(Machine):
+        async def _execute_state(self, name, context):
+            if self.machine_name == "task":
+                self.total_cost += 0.25
+            return await super()._execute_state(name, context)
+
+    @kit.does
+    async def step(context, fleet):
+        raise OSError("power")
+
+    await push(kit, "a")
+    lease = await claim(kit)
+    config = keyed(flow, chain(flow, "a", name="task"))
+    with pytest.raises(OSError, match="power"):
+        await Costly(config_dict=config, leases=kit.fleet.leases, **kit.parts.backends()).run({"item_id": "p:a"})
+    assert lease.cost == 0.25
 
 
 # -- through worker.yml ------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ BUSY_PATIENCE = 60.0
 CHECK_EVERY = 1.0
 OLDEST_SQLITE = (3, 35)
 CACHED_STATEMENTS = 256
+_OF_ONE_CALL = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError)
 
 
 @functools.cache
@@ -155,7 +156,7 @@ class GroupCommit:
                 self._start_undo(call.undo, call.result)
         elif call.error is not None:
             error = call.error
-            call.future.set_exception(self._unavailable(error) if isinstance(error, sqlite3.Error) else error)
+            call.future.set_exception(self._unavailable(error) if _fatal(error) else error)
         else:
             call.future.set_result(call.result)
 
@@ -282,17 +283,15 @@ class GroupCommit:
         return _patiently(look)
 
     def _check_file(self) -> None:
-        """Notice, once a second, that the file is gone or cut off: SQLite would go on writing into what is left.
-
-        From then on every operation is refused.
-        """
+        """Refuse all once the file is gone or cut off (a look a second): SQLite would go on writing into what is left."""
         if time.monotonic() - self._checked < CHECK_EVERY:
             return
         try:
             found = os.stat(self.path)  # noqa: PTH116
+            same = found.st_ino == self._inode
         except FileNotFoundError:
-            found = None
-        if found is None or found.st_ino != self._inode:
+            same = False
+        if not same:
             raise StoreUnavailable(
                 f"the store {self.path} was deleted or replaced while in use; what is in it now is not this run's. "
                 "Run the same command again to start from what is there"
@@ -327,13 +326,12 @@ def _patiently(work: Callable[[], T]) -> T:
 
 
 def _busy(error: BaseException) -> bool:
-    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.OperationalError) else None
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _fatal(error: BaseException) -> bool:
     """True for faults of the database itself, which the other operations of a batch would meet, too."""
-    return isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError)
+    return isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_CALL)
 
 
 def _advice(text: str) -> str:

@@ -1,0 +1,16 @@
+"""Each mutant of tests/mutants.py is noticed by the test that it names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_each_mutant_of_a_promise_is_killed() -> None:
+    script = Path(__file__).parent / "mutants.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
