@@ -15,7 +15,11 @@ def describe(error: BaseException) -> dict[str, Any]:
     """What an action needs to know of an error, as data: type, message, permanent, provider, retry_after (seconds)."""
     info = getattr(error, "error_info", None) if isinstance(error, RetryableError) else None
     info = info if isinstance(info, dict) else {}
-    provider = isinstance(error, StoreError) or info.get("code") in PROVIDER_CODES or info.get("status_code") in PROVIDER_STATUS
+    provider = (
+        isinstance(error, StoreError)
+        or info.get("code") in PROVIDER_CODES
+        or info.get("status_code") in PROVIDER_STATUS
+    )
     return {
         "type": str(info.get("type") or type(error).__name__),
         "message": str(error) or type(error).__name__,

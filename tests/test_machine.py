@@ -14,6 +14,7 @@ from flatfleet.runtime.errors import (
     ChildWaiting,
     DuplicateKey,
     ItemTimeout,
+    LeaseLost,
     MachineError,
     StateTimeout,
     StepLimitReached,
@@ -290,6 +291,16 @@ async def test_settled_returns_failures_as_data(mixed, flow):
     output = await mixed.machine(fan(flow, child(flow), mode="settled")).run({"items": ["a", "bad", "b"]})
     error = {"_error": "no good", "_error_type": "Broken"}
     assert output == {"found": [{"out": "a"}, error, {"out": "b"}]}
+
+
+@pytest.mark.parametrize("mode", ["settled", "any"])
+async def test_a_lost_lease_is_never_data(kit, flow, mode):
+    @kit.does
+    async def work(context, fleet):
+        raise LeaseLost("somebody else has it")
+
+    with pytest.raises(LeaseLost):
+        await kit.machine(fan(flow, child(flow), mode=mode)).run({"items": ["a", "b"]})
 
 
 async def test_any_returns_the_first_success_alone_and_cancels_the_rest(mixed, flow):

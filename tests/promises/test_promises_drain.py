@@ -1,0 +1,103 @@
+"""Promise 13: a signal drains; at the deadline leases are handed back unburnt; a second signal stops now."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+INTERRUPTED = 130
+NOW = 3.0
+"""Seconds that an end "now" may take on a busy machine."""
+
+
+def told(trial, process, number: int, within: float) -> float:
+    """Send a signal, wait for the end, and return the seconds that it took."""
+    begun = time.monotonic()
+    os.kill(process.pid, number)
+    assert process.wait(within) == INTERRUPTED, process.end()
+    return time.monotonic() - begun
+
+
+def check_unburnt(trial) -> None:
+    items = trial.all_items().values()
+    assert {item.state for item in items} <= {"ready", "completed"}
+    assert {(item.attempts, item.crashes) for item in items} == {(0, 0)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_promise_13_the_first_signal_drains(trial, number):
+    """Promise 13: what is in hand is finished, nothing new is begun, nothing is burnt."""
+    source = trial.items([{"key": f"i{n:02}", "seconds": 0.1} for n in range(40)])
+    process = trial.launch(source, 8)
+    trial.until(lambda: trial.lines() >= 9)
+    taken = {line["item"] for line in trial.ran()}
+    told(trial, process, number, 30)
+    check_unburnt(trial)
+    counts, ran = trial.counts(), trial.ran_by_item()
+    assert (counts.claimed, counts.completed, counts.waiting) == (0, len(ran), 40 - len(ran))
+    assert taken <= ran.keys()
+    assert len(ran) <= len(taken) + 8
+    assert json.loads(process.out.read_text())["handed_back"] == 0
+
+
+@pytest.mark.parametrize("what", ["wait", "thread"])
+def test_promise_13_at_the_deadline_leases_are_handed_back_unburnt(trial, what):
+    """Promise 13: items that do not end, asleep or in a busy thread, are handed back; the process ends in time."""
+    item = {"do": {"first": what}, "until": str(trial.path / "never"), "seconds": 60.0}
+    source = trial.items([{"key": f"i{n:02}", **item} for n in range(20)])
+    process = trial.launch(source, 4, "--drain-deadline", "0.5")
+    trial.until(lambda: trial.counts().claimed == 4 and trial.lines() >= 4)
+    took = told(trial, process, signal.SIGTERM, 30)
+    assert 0.4 <= took <= 0.5 + NOW
+    check_unburnt(trial)
+    assert json.loads(process.out.read_text())["handed_back"] == 4
+    released = [a.outcome for history in trial.attempts().values() for a in history]
+    assert released == ["released"] * 4
+    assert trial.counts().waiting == 20
+
+
+def test_promise_13_a_second_signal_stops_now(trial):
+    """Promise 13: with an hour to finish, a second Ctrl-C ends it at once, and still hands everything back."""
+    item = {"do": {"first": "wait"}, "until": str(trial.path / "never")}
+    source = trial.items([{"key": f"i{n}", **item} for n in range(8)])
+    process = trial.launch(source, 4, "--drain-deadline", "3600")
+    trial.until(lambda: trial.lines() == 4)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None, process.end()
+    assert told(trial, process, signal.SIGINT, 30) <= NOW
+    check_unburnt(trial)
+    assert trial.counts().waiting == 8
+
+
+def test_promise_13_no_claim_is_left_behind_however_late_it_was_made(trial, size):
+    """Promise 13: stopped without a deadline while items fly through; claims that were under way are given back."""
+    source = trial.items([{"key": f"i{n}"} for n in range(20_000)], max_crashes=10)
+    for _ in range(size(3, 30)):
+        begun = trial.lines()
+        process = trial.launch(source, 8, "--drain-deadline", "0")
+        trial.until(lambda at=begun + 200: trial.lines() > at)
+        assert told(trial, process, signal.SIGTERM, 30) <= NOW
+        assert trial.counts().claimed == 0
+        check_unburnt(trial)
+
+
+def test_promise_13_the_process_ends_although_a_thread_of_a_timed_out_item_is_busy(trial):
+    """Promise 13: an item's time-out cannot end its thread; neither a drain nor the end of a run waits for that."""
+    worker = trial.path / "worker.yml"
+    text = (trial.root / "machines" / "worker.yml").read_text()
+    assert "timeout: 3600" in text
+    text = text.replace("timeout: 3600", "timeout: 0.3").replace("./paper.yml", str(trial.root / "machines/paper.yml"))
+    worker.write_text(text)
+    trial.items([{"key": "a", "seconds": 60.0, "do": {"first": "thread"}}], max_crashes=10, max_retries=1)
+    process = trial.work(machine=str(worker))
+    begun = time.monotonic()
+    assert process.wait(30) == 1, process.end()
+    assert time.monotonic() - begun <= 0.3 + 2 * NOW
+    assert trial.all_items()["a"].error_type == "ItemTimeout"
