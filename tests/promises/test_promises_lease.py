@@ -110,7 +110,7 @@ async def test_promise_07_a_lost_lease_cancels_the_work_and_the_worker_goes_on(a
     assert await any_kit.store.driver.hand_back(worker="w1", crashed=True) == 1
     assert (await working)["processed"] == 1
     await busy.close()
-    assert ended[0] - taken < SHORT
+    assert ended[0] - taken < 10
     assert await history(any_kit) == [(1, "crashed"), (2, "completed")]
 
 
