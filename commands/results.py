@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import os
 import stat
 import sys
@@ -62,8 +63,17 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         else:
             async for item in pool.items(state):
                 if item.state in wanted:
-                    out.write(json.dumps(_row(item), ensure_ascii=False) + "\n")
+                    out.write(json.dumps(_finite(_row(item)), ensure_ascii=False) + "\n")
     return exits.DONE
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for (NaN, infinity)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list) else value
 
 
 def _row(item: Item) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from flatfleet.commands import exits
 from flatfleet.commands.progress import Progress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 5.0
 """Seconds that handing back and summing up may take after the deadline; then the process ends all the same."""
 

@@ -94,6 +94,10 @@ class Summary:
         if counts.dead > len(self.dead):
             shown = f": {self._command('--state dead')}" if self.durable else ""
             said.append(f"  and {counts.dead - len(self.dead)} more{shown}")
+        if counts.dead and self.machine == "launcher":
+            said.append(
+                "  To try the dead ones again once the cause is mended: the same command with --retry-dead true"
+            )
         return said + [f"  {_few(who)} ended: {plain(why)}" for why, who in list(self._ended().items())[:5]]
 
     def _ended(self) -> dict[str, list[str]]:

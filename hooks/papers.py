@@ -56,6 +56,7 @@ async def report(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     context["report"] = made
     folder = text(context, "out")
     if folder:
-        name = str(context["item_id"]).partition(":")[2] or "report"
-        context["files"] = await fleet.in_thread(lambda: reports.write(Path(folder), name, made))
+        pool, _, name = str(context["item_id"]).rpartition(":")
+        where = Path(folder) / pool if pool not in ("", "papers") else Path(folder)
+        context["files"] = await fleet.in_thread(lambda: reports.write(where, name or "report", made))
     return context

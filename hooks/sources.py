@@ -30,6 +30,8 @@ async def enqueue(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     workers, _ = whole(context, "workers", 4), whole(context, "parallelism", 1, least=1)
     _check_folder(text(context, "out"))
     found = iter(expand(_located(text(context, "input")), limit=limit, fields=fields))
+    if context.get("retry_dead") in (True, "true", "True"):
+        await pool.retry()
     added = known = skipped = 0
     reasons: list[str] = []
     while chunk := await fleet.in_thread(lambda: list(islice(found, CHUNK))):

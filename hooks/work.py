@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.stores.contract import Claim
 from flatfleet.runtime.stores.store import Pool
+
+logger = logging.getLogger(__name__)
 
 _EMPTY = {"item_id": None, "item": None, "result": None, "error": None, "last_error": None, "last_error_type": None}
 
@@ -86,6 +89,8 @@ async def fail(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
         cost=lease.cost,
     )
     fleet.let_go(lease.item_id, lease.worker)
+    if error.get("provider"):
+        logger.error("item %s will be tried again, and lost no attempt: %s", lease.item_id, error.get("message"))
     return context
 
 

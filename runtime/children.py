@@ -6,11 +6,16 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from flatfleet.runtime.errors import ChildFailed, ChildWaiting, DuplicateKey, LeaseLost
+from flatfleet.runtime.errors import BadKey, ChildFailed, ChildWaiting, DuplicateKey, LeaseLost
 from flatmachines.locking import NoOpLock
 
 MAX_PARALLEL = 64
 """`settings.max_parallel` where a machine does not say: children of one state that run at once."""
+
+
+_CANCELLED_ITSELF = (
+    "the child was cancelled from within: it awaited something that was cancelled, or raised CancelledError"
+)
 
 
 class _Won(Exception):
@@ -27,7 +32,12 @@ class Children:
         if key is None:
             return await self._run_child(machine_name, f"{self.execution_id}:{self._state}:{machine_name}", input_data)
         child_id = self._render_template(key, {"context": self._context, "input": self._context})
-        return await self._run_keyed(machine_name, str(child_id), input_data)
+        if not isinstance(child_id, str) or not child_id:
+            raise BadKey(
+                f"state '{self._state}': its `key: {key}` is {child_id!r}; it must be a text that tells this child from "
+                "all others, such as context.item_id"
+            )
+        return await self._run_keyed(machine_name, child_id, input_data)
 
     async def _invoke_machines_parallel(
         self: Any,
@@ -119,6 +129,7 @@ class Children:
             current = asyncio.current_task()
             if current is None or not current.cancelling():
                 lease.check()  # it was not this task that was cancelled, but the work of a lost lease
+                raise ChildFailed(_CANCELLED_ITSELF) from None
             raise
         finally:
             lease.task = None
@@ -130,6 +141,11 @@ class Children:
             child.checkpoint_events = set()  # nobody could resume it: its parent starts from the beginning
         try:
             result = await child.run(data, fresh=not (keyed or self._revisit))
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and not current.cancelling():
+                raise ChildFailed(_CANCELLED_ITSELF) from None
+            raise
         finally:
             self.total_cost += child.total_cost
             self.total_api_calls += child.total_api_calls

@@ -14,9 +14,11 @@ FleetError
 │   ├── StateTimeout        a state's `timeout`
 │   │   └── ItemTimeout     the same, where the state runs a work item
 │   ├── DuplicateKey        two items of one foreach have one key
+│   ├── BadKey              a state's `key` gives no text to tell its child by
 │   ├── ChildFailed         a child came back as `_error` data
 │   ├── ChildWaiting        a child parked at wait_for where a result was needed
 │   └── UnknownAction       the YAML names an action that its hooks do not have
+├── OutputError             a file cannot be written: no space, no permission; no fault of the item
 └── DocumentError           a document that no retry will make readable
 """
 
@@ -97,6 +99,12 @@ class DuplicateKey(MachineError):
     permanent = True
 
 
+class BadKey(MachineError):
+    """A state's `key` gives no text, so its child could not be told from others."""
+
+    permanent = True
+
+
 class ChildFailed(MachineError):
     """A child machine came back as `_error` data where a result was needed."""
 
@@ -111,6 +119,10 @@ class UnknownAction(MachineError):
     """The YAML names an action that its hooks do not have."""
 
     permanent = True
+
+
+class OutputError(FleetError):
+    """A file cannot be written: no space, no permission. The environment's fault, and no item's."""
 
 
 class DocumentError(FleetError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatfleet.runtime.errors import StoreError
+from flatfleet.runtime.errors import OutputError, StoreError
 from flatmachines.execution import RetryableError
 
 PROVIDER_CODES = frozenset({"rate_limit", "server_error", "timeout", "model_unavailable", "insufficient_funds"})
@@ -16,7 +16,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     info = getattr(error, "error_info", None) if isinstance(error, RetryableError) else None
     info = info if isinstance(info, dict) else {}
     provider = (
-        isinstance(error, StoreError)
+        isinstance(error, StoreError | OutputError)
         or info.get("code") in PROVIDER_CODES
         or info.get("status_code") in PROVIDER_STATUS
     )

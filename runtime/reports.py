@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flatfleet.runtime.errors import UsageError
+from flatfleet.runtime.errors import OutputError
 
 _NAME_BYTES = 120
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -52,7 +52,7 @@ def write(folder: Path, name: str, report: Mapping[str, Any]) -> dict[str, str]:
     """Write `{name}.json` and `{name}.md`, each atomically, and return `{"json": path, "markdown": path}`.
 
     The folder is made if need be. A name that cannot be a file name is changed, and a hash of it keeps it unique.
-    The JSON is replaced last, so where it is new the Markdown is. Raises UsageError if the folder cannot be written.
+    The JSON is replaced last, so where it is new the Markdown is. Raises OutputError if the folder cannot be written.
     """
     folder = Path(folder).expanduser()
     safe = safe_name(name)
@@ -65,7 +65,7 @@ def write(folder: Path, name: str, report: Mapping[str, Any]) -> dict[str, str]:
         for path, content in contents.values():
             _replace(path, content)
     except OSError as error:
-        raise UsageError(
+        raise OutputError(
             f"cannot write the report {safe!r} to {folder}: {error.strerror or error}; "
             "name a folder that exists or can be made, with space in it and permission to write"
         ) from error

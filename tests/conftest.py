@@ -81,6 +81,7 @@ class Kit:
         self.engine = InlineEngine(self.fleet)
         self.parts = Parts(store, self.fleet, self.engine, hooks.registry(self.fleet), adapters())
         self.functions: dict[str, Any] = {}
+        self._others: list[Kit] = []
         shared = hooks.Actions("test", self.functions, self.fleet)
         self.parts.hooks.register("test", lambda: shared)
 
@@ -93,15 +94,20 @@ class Kit:
         return self.parts.machine(config, str(Path.cwd()), execution_id)
 
     def other(self, owner: str = "other", **options: Any) -> Kit:
-        """Another process on the same store, with its own owner and lease."""
+        """Another process on the same store, with its own owner and lease; closed with this one at the latest."""
         from flatfleet.runtime.stores import open_store
         from flatfleet.runtime.stores.store import Store
 
         if self.store.durable:
-            return Kit(open_store(self.store.url, owner=owner, **options))
-        return Kit(Store(self.store.driver, self.store.url, owner, **options))
+            made = Kit(open_store(self.store.url, owner=owner, **options))
+        else:
+            made = Kit(Store(self.store.driver, self.store.url, owner, **options))
+        self._others.append(made)
+        return made
 
     async def close(self) -> None:
+        for other in self._others:
+            await other.close()
         await self.engine.close(0)
         await self.fleet.close()
 

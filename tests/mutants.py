@@ -105,7 +105,7 @@ MUTANTS = [
         '            db.execute("COMMIT")\n            db.execute("BEGIN IMMEDIATE")\n            if moved:\n',
         POINTS,
     ),
-    Mutant("a busy database surfaces", GROUP, "if not _busy(error) or", "if True or", POINTS),
+    Mutant("a busy database surfaces", "runtime/stores/busy.py", "if not is_busy(error) or", "if True or", POINTS),
     Mutant(
         "the fence of a snapshot is ignored",
         "runtime/stores/sqlite.py",
@@ -179,8 +179,8 @@ MUTANTS = [
     Mutant(
         "the store's fault costs an attempt",
         "runtime/faults.py",
-        "isinstance(error, StoreError) or ",
-        "",
+        "isinstance(error, StoreError | OutputError)",
+        "False",
         f"{LEASE}01_the_stores_fault_burns_no_attempt",
     ),
 ]

@@ -12,7 +12,7 @@ from flatfleet.runtime.adapters.roles import analyze, improve, judge, synthesize
 from flatfleet.runtime.errors import ChildFailed, ChildWaiting, UsageError, did_you_mean
 from flatmachines.agents import AgentAdapter, AgentAdapterContext, AgentExecutor, AgentRef, AgentResult
 
-THREAD_CHARS = 50_000  # more text than this is read in a thread, so that the event loop goes on
+THREAD_CHARS = 2_000  # more text than this is read in a thread, so that the event loop goes on
 PASS_SCORE = 7.5
 ROLES: Mapping[str, Callable[[Output], Output]] = {
     "analyze": analyze,

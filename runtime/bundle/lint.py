@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from flatfleet.runtime.bundle.lint_schema import Fault, schema_faults
@@ -26,6 +27,7 @@ _NEEDS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("tool_loop", ("agent",)),
     ("session_id", ("agent",)),
 )
+_SETTINGS = ("max_steps", "max_parallel", "fleet", "max_depth", "parallel_fallback")
 _SIGNAL_ONLY = ("action", "launch", "machine", "foreach", "agent")
 
 
@@ -48,6 +50,10 @@ def _machine(config: Mapping[str, Any], base: Where, known: Known) -> Iterator[F
             yield from _transitions(name, state, states, at)
             yield from _names(name, state, data, at)
             yield from _hooks(f"state '{name}'", state.get("hooks"), state.get("action"), (*at, "hooks"), known)
+    for name in mapping(data.get("settings")):
+        if name not in _SETTINGS and (close := get_close_matches(str(name), _SETTINGS, n=1, cutoff=0.75)):
+            text = f"settings has '{name}', which nothing reads — did you mean '{close[0]}'?"
+            yield Fault((*where, "settings", name), text, True)
     yield from _reachable(states, (*where, "states"))
     yield from _hooks("lifecycle_hooks", data.get("lifecycle_hooks"), None, (*where, "lifecycle_hooks"), known)
     yield from value_faults(config, base)

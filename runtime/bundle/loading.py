@@ -82,10 +82,25 @@ class Loader:
         for kind, embed in (("agents", self._agent), ("machines", self._child)):
             if isinstance(data.get(kind), dict):
                 data[kind] = {name: embed(name, ref, doc, (*at, kind, name)) for name, ref in data[kind].items()}
+        self._check_inputs(data, doc, at)
         if self._task is not None and TASK in mapping(data.get("machines")):
             states = mapping(data.get("states"))
             data["states"] = {name: _fed(state, used_inputs(self._task)) for name, state in states.items()}
         return Bundle({**config, "data": data} if "data" in config else config, doc.path)
+
+    def _check_inputs(self, data: dict[str, Any], doc: Document, at: Where) -> None:
+        """A child that declares its inputs must not be given others: they would be dropped without a word."""
+        for state_name, state in mapping(data.get("states")).items():
+            for kind, given in (("machine", "input"), ("launch", "launch_input")):
+                child = mapping(data.get("machines")).get(mapping(state).get(kind))
+                declared = mapping(mapping(mapping(child).get("metadata")).get("inputs"))
+                if not declared or (self._task is not None and mapping(state).get(kind) == TASK):
+                    continue
+                for name in mapping(mapping(state).get(given)):
+                    if name not in declared:
+                        where = doc.at((*at, "states", state_name, given, name), True)
+                        text = f"state '{state_name}': machine '{state[kind]}' has no input '{name}'"
+                        self._add(f"{where}: {text}{did_you_mean(name, declared)}")
 
     def _agent(self, _name: str, ref: Any, doc: Document, where: Where) -> Any:
         try:

@@ -94,7 +94,10 @@ class InlineEngine(MachineInvoker):
         try:
             try:
                 await self._finish(machine, machine_id, await run(input=input_data))
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                current = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and current is not None and current.cancelling():
+                    raise
                 self._failed(machine_id, error)
                 await self._finish(machine, machine_id, {"_error": str(error), "_error_type": type(error).__name__})
         except Exception as error:
@@ -105,6 +108,6 @@ class InlineEngine(MachineInvoker):
         await self._fleet.hand_back(worker=machine_id)
         await machine.result_backend.write(make_uri(machine_id, "result"), result)
 
-    def _failed(self, machine_id: str, error: Exception) -> None:
+    def _failed(self, machine_id: str, error: BaseException) -> None:
         logger.error("%s ended: %s: %s", machine_id, type(error).__name__, error)
         self._failures.append((machine_id, error))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
-import random
 import re
 import sqlite3
 import time
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
-from flatfleet.runtime.errors import StoreUnavailable
+from flatfleet.runtime.errors import FleetError, StoreUnavailable
+from flatfleet.runtime.stores.busy import is_busy, patiently
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x666C6565  # "flee"
-BUSY_PATIENCE = 60.0
 CHECK_EVERY = 1.0
 OLDEST_SQLITE = (3, 35)
 CACHED_STATEMENTS = 256
@@ -70,6 +70,7 @@ class _Call:
     future: asyncio.Future[Any]
     undo: Callable[[Any], Awaitable[Any]] | None
     result: Any = None
+    done: bool = False
     error: BaseException | None = None
 
 
@@ -152,7 +153,7 @@ class GroupCommit:
 
     def _answer(self, call: _Call) -> None:
         if call.future.cancelled():
-            if call.undo is not None and call.error is None:
+            if call.undo is not None and call.done and call.error is None:
                 self._start_undo(call.undo, call.result)
         elif call.error is not None:
             error = call.error
@@ -162,7 +163,8 @@ class GroupCommit:
 
     def _start_undo(self, undo: Callable[[Any], Awaitable[Any]], result: Any) -> None:
         async def run() -> None:
-            await undo(result)
+            with contextlib.suppress(FleetError):  # a claim that cannot be given back runs out by itself
+                await undo(result)
 
         task = asyncio.create_task(run(), name="flatfleet-undo")
         self._undoing.add(task)
@@ -178,7 +180,7 @@ class GroupCommit:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 connection = await self._connect()
                 try:
-                    await _in_thread(connection, lambda db: _patiently(lambda: self._prepare(db)))
+                    await _in_thread(connection, lambda db: patiently(lambda: self._prepare(db)))
                 except BaseException:
                     await connection.close()
                     raise
@@ -191,6 +193,7 @@ class GroupCommit:
         connection = aiosqlite.connect(
             self.path, isolation_level=None, timeout=0, cached_statements=CACHED_STATEMENTS, check_same_thread=False
         )
+        connection._thread.daemon = True  # a program that forgets to close its store can still end
         try:
             return await connection
         except BaseException:
@@ -234,7 +237,7 @@ class GroupCommit:
 
     def _commit(self, db: sqlite3.Connection, batch: list[_Call]) -> None:
         self._check_file()
-        while not _patiently(lambda: self._try(db, batch)):
+        while not patiently(lambda: self._try(db, batch)):
             pass
 
     def _try(self, db: sqlite3.Connection, batch: list[_Call]) -> bool:
@@ -244,7 +247,8 @@ class GroupCommit:
             tx = Tx(db, self.clock())
             counts: Counter[tuple[str, str]] = Counter()
             for call in batch:
-                if call.error is not None or call.future.cancelled():
+                call.done = call.error is None and not call.future.cancelled()
+                if not call.done:
                     continue
                 tx.counts, changes = Counter(), db.total_changes
                 try:
@@ -263,7 +267,7 @@ class GroupCommit:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             failed = [call for call in batch if call.error is error]
-            if _busy(error):
+            if is_busy(error):
                 for call in failed:
                     call.error = None
             elif failed and not _fatal(error):
@@ -280,7 +284,7 @@ class GroupCommit:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
 
-        return _patiently(look)
+        return patiently(look)
 
     def _check_file(self) -> None:
         """Refuse all once the file is gone or cut off (a look a second): SQLite would go on writing into what is left."""
@@ -307,26 +311,6 @@ class GroupCommit:
 async def _in_thread(connection: Any, function: Callable[..., T], *args: Any) -> T:
     """Run `function(db, *args)` on the connection's own thread: aiosqlite's executor, with the raw connection."""
     return await connection._execute(function, connection._conn, *args)
-
-
-def _patiently(work: Callable[[], T]) -> T:
-    """Return `work()`; while the database is busy, try again after 1 to 5 ms, for a minute at most.
-
-    Busy is not only who waits for the write lock: a plain SELECT is, too, while another process puts the log in order
-    that a killed one has left.
-    """
-    started = time.monotonic()
-    while True:
-        try:
-            return work()
-        except sqlite3.OperationalError as error:
-            if not _busy(error) or time.monotonic() - started > BUSY_PATIENCE:
-                raise
-        time.sleep(random.uniform(0.001, 0.005))
-
-
-def _busy(error: BaseException) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _fatal(error: BaseException) -> bool:

@@ -29,7 +29,10 @@ def slug(key: str) -> str:
         return key
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     words = re.findall(r"[A-Za-z0-9]+", re.split(r"[\\/]", key.rstrip("\\/"))[-1])
-    return "-".join([*words, digest])[-_MAX_SLUG:].lstrip("-")
+    kept = "-".join(words)
+    while len(kept) > _MAX_SLUG - len(digest) - 1:
+        kept = kept.partition("-")[2] if "-" in kept else kept[: _MAX_SLUG - len(digest) - 1]
+    return f"{kept}-{digest}" if kept else digest
 
 
 def item_id(pool: str, key: str | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sqlite3
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from flatfleet import hooks
 from flatfleet.hooks import work
 from flatfleet.runtime import bundle
 from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
+from flatfleet.runtime.stores import open_store
 
 SHORT = 0.3
 STATES = {
@@ -186,3 +189,25 @@ async def test_promise_01_the_stores_fault_burns_no_attempt(kit, busy, monkeypat
     await busy.worker("w1")
     assert await history(busy) == [(1, "provider"), (2, "completed")]
     await busy.close()
+
+
+async def test_promise_13_a_claim_cancelled_before_it_began_leaves_nothing_behind(trial):
+    """Promise 13: cancelled while the database is busy, a claim is neither made nor undone, and nothing is said."""
+    store, said = open_store(trial.url), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    pool = store.work.pool("p")
+    await pool.push({}, {"key": "a"})
+    other = sqlite3.connect(trial.db, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        claiming = asyncio.create_task(pool.claim("w"))
+        await asyncio.sleep(0.05)
+        claiming.cancel()
+        await asyncio.wait([claiming])
+        other.execute("ROLLBACK")
+        assert (await pool.counts()).waiting == 1
+    finally:
+        other.close()
+        await store.close()
+    gc.collect()
+    assert said == []
