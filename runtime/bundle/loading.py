@@ -92,14 +92,17 @@ class Loader:
         """A child that declares its inputs must not be given others: they would be dropped without a word."""
         for state_name, state in mapping(data.get("states")).items():
             for kind, given in (("machine", "input"), ("launch", "launch_input")):
-                child = mapping(data.get("machines")).get(mapping(state).get(kind))
-                declared = mapping(mapping(mapping(child).get("metadata")).get("inputs"))
-                if not declared or (self._task is not None and mapping(state).get(kind) == TASK):
+                called = mapping(state).get(kind)
+                if not isinstance(called, str) or (self._task is not None and called == TASK):
+                    continue
+                child = mapping(mapping(data.get("machines")).get(called))
+                declared = mapping(mapping(child.get("metadata")).get("inputs"))
+                if not declared:
                     continue
                 for name in mapping(mapping(state).get(given)):
                     if name not in declared:
                         where = doc.at((*at, "states", state_name, given, name), True)
-                        text = f"state '{state_name}': machine '{state[kind]}' has no input '{name}'"
+                        text = f"state '{state_name}': machine '{called}' has no input '{name}'"
                         self._add(f"{where}: {text}{did_you_mean(name, declared)}")
 
     def _agent(self, _name: str, ref: Any, doc: Document, where: Where) -> Any:
