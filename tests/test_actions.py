@@ -314,7 +314,7 @@ async def test_prepare_reads_and_splits_and_report_writes(kit, fleet, tmp_path):
     assert "files" not in without
     made = await papers.report({**made, "out": str(tmp_path / "out")}, fleet)
     assert (made["report"]["summary"], made["report"]["parallelism"]) == ("It says something.", len(made["parts"]))
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".md"]
+    assert sorted(path.suffix for path in (tmp_path / "out" / "p").iterdir()) == [".json", ".md"]
 
 
 # -- registration ------------------------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def test_nothing_that_a_run_leaves_is_tracked() -> None:
 def test_what_the_documents_name_exists() -> None:
     for name in [name for name in tracked() if name == "README.md" or name.startswith("docs/")]:
         page = text(name)
-        machines = set(re.findall(r"(?<!\w)machines/[\w-]+\.ya?ml", page))
+        machines = set(re.findall(r"(?<![\w/])machines/[\w-]+\.ya?ml", page))
         machines |= {f"machines/{file}" for file in re.findall(r"package:flatfleet/([\w-]+\.yml)", page)}
         links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page) if "://" not in link}
         targets = [ROOT / machine for machine in machines] + [(ROOT / name).parent / link for link in links if link]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flatfleet.runtime import reports
-from flatfleet.runtime.errors import UsageError
+from flatfleet.runtime.errors import OutputError
 from flatfleet.runtime.reports import markdown, safe_name, write
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -157,10 +157,10 @@ def test_changed_names_stay_apart(tmp_path: Path) -> None:
     assert all(Path(path).parent == tmp_path / "in" for path in paths.values())
 
 
-def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
-        with pytest.raises(UsageError, match=r"cannot write the report 'a' to .*name a folder"):
+        with pytest.raises(OutputError, match=r"cannot write the report 'a' to .*name a folder"):
             write(folder, "a", REPORT)
 
 
@@ -171,7 +171,7 @@ def test_a_broken_write_leaves_the_old_report_whole(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(reports.os, "replace", refuse)
-    with pytest.raises(UsageError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write(tmp_path, "a", {**REPORT, "title": "new"})
     monkeypatch.setattr(reports.os, "replace", os.replace)
     assert json.loads((tmp_path / "a.json").read_text()) == REPORT
