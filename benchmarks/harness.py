@@ -74,7 +74,7 @@ class Case:
 
 @dataclass
 class Row:
-    """All that is known about one unit of one contestant of a case. `others`: cores that other programs kept busy."""
+    """All that is known about one unit of one contestant of a case. `others`: cores that others kept busy meanwhile."""
 
     case: str
     group: str
@@ -98,7 +98,7 @@ def measure(contestant: Contestant, size: int | None = None) -> Values:
 
 
 def apart(case: Case, contestant: Contestant) -> tuple[Values, float]:
-    """Run a contestant once in a fresh process; (values, cores that other programs kept busy meanwhile)."""
+    """Run a contestant once in a fresh process; (values, cores that others kept busy meanwhile)."""
     before, started = _foreign(), time.monotonic()
     argv = [sys.executable, "-m", "flatfleet.benchmarks", "--one", case.name, contestant.name]
     where = tempfile.gettempdir()
@@ -160,12 +160,15 @@ def as_json(rows: list[Row], facts: Mapping[str, Any]) -> str:
 
 
 def _foreign() -> float:
-    """CPU seconds that everything but this process and its ended children has used since boot (0 without /proc)."""
+    """CPU seconds since boot that went to others than this process and its ended children (0 without /proc).
+
+    That is other programs, and what the host of a virtual machine gave to its other guests.
+    """
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
         return 0.0
-    user, nice, system, _idle, _wait, irq, soft, *_ = map(int, fields)
+    user, nice, system, _idle, _wait, irq, soft, steal, *_ = map(int, fields)
     own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    busy = (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+    busy = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
     return busy - sum(each.ru_utime + each.ru_stime for each in own)

@@ -1,4 +1,4 @@
-"""Memory over a long run: how much a process grows with the items that it has done, after the first quarter."""
+"""Memory over a long run: how much a process grows with the items that it has done, over the second half."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Watch:
         self._stop.set()
 
     def growth(self, n: int) -> float:
-        """KB per 1,000 items between the first quarter of the time and the end."""
-        start = len(self._samples) // 4
+        """KB per 1,000 items over the second half of the time."""
+        start = len(self._samples) // 2
         return (self._samples[-1] - self._samples[start]) / 1024 / (n * (1 - start / len(self._samples))) * 1000
 
     def _run(self) -> None:

@@ -16,7 +16,7 @@ from flatfleet.benchmarks.harness import ROOT, Row
 
 BEGIN, END = "<!-- benchmarks: begin (generated, see the command) -->", "<!-- benchmarks: end -->"
 QUIET = 0.15
-"""Cores that other programs may keep busy before a figure is marked."""
+"""Cores that others may keep busy before a figure is marked."""
 MARK = "†"
 
 
@@ -61,7 +61,10 @@ def markdown(rows: Iterable[Row], about: Mapping[str, Any]) -> str:
             cells = [what, row.contestant, number(row.median) + (f" {MARK}" if marked else ""), spread, ratio, goal]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if noisy:
-        lines += ["", f"{MARK} other programs kept more than {QUIET} cores busy meanwhile."]
+        lines += [
+            "",
+            f"{MARK} other programs, or other guests of this machine's host, took more than {QUIET} cores meanwhile.",
+        ]
     return "\n".join(lines)
 
 
