@@ -105,7 +105,8 @@ def apart(case: Case, contestant: Contestant) -> tuple[Values, float]:
     done = subprocess.run(argv, cwd=where, capture_output=True, text=True, timeout=PATIENCE, check=False)
     others = max(0.0, _foreign() - before) / (time.monotonic() - started)
     if done.returncode:
-        raise Wrong(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}")
+        ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        raise Wrong(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ended)
     answer = json.loads(done.stdout.splitlines()[-1])
     if "missing" in answer:
         raise Missing(answer["missing"])

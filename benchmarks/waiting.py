@@ -46,7 +46,7 @@ def _fleet(kind: str) -> Contestant:
             gc.collect()
             before = rss()
             workers = [asyncio.create_task(_one(parts, bundle, f"w{k}", 3600)) for k in range(n)]
-            await _calm(lambda: len(parts.fleet.workers) == n)
+            await _calm(n, lambda: len(parts.fleet.workers) == n)
             gc.collect()
             each = (rss() - before) / n
             used, started = time.process_time(), time.perf_counter()
@@ -73,12 +73,13 @@ async def _one(parts: Parts, bundle: Bundle, name: str, idle_timeout: float = 0.
     return dict(await parts.machine(bundle, str(MACHINES), name).run(given))
 
 
-async def _calm(ready: Callable[[], bool]) -> None:
-    """Return when `ready`, and when this process has then used no more than a hundredth of a core for a while."""
-    used = -1.0
-    while not ready() or time.process_time() - used > 0.002:
+async def _calm(n: int, ready: Callable[[], bool]) -> None:
+    """Return when `ready`, and when this process has then done next to nothing, four looks in a row."""
+    look, calm = max(0.05, n / 20_000), 0
+    while calm < 4:
         used = time.process_time()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(look)
+        calm = calm + 1 if ready() and time.process_time() - used < max(0.002, look / 100) else 0
 
 
 def _huey(folder: Path, n: int) -> Values:

@@ -79,6 +79,7 @@ class Machine(Children, FlatMachine):
         self._first_step: int | None = None
         self._limit: float = math.inf
         super().__init__(config_file=config_file, config_dict=config_dict, **parts)
+        self._jinja_env = self.config.cache.setdefault("environment", self._jinja_env)
         if type(self._expression_engine) is SimpleExpressionEngine:
             self._expression_engine = self.config.cache.setdefault("conditions", Conditions())
 
@@ -120,11 +121,7 @@ class Machine(Children, FlatMachine):
 
     def _initialize_persistence(self, persistence: Any, lock: Any) -> None:
         super()._initialize_persistence(persistence, lock)
-        declared = self.data.get("persistence", {})
-        wanted = set(declared.get("checkpoint_on", COMMITTED)) if declared.get("enabled", True) else set()
-        if wanted & {"machine_start", "execute", "state_exit"}:
-            wanted.add("state_enter")
-        self.checkpoint_events = wanted & set(COMMITTED)
+        self.checkpoint_events = self.config.cache.setdefault("events", _events(self.data.get("persistence", {})))
         if isinstance(self.persistence, Journal):
             self.persistence = self.persistence._checkpoints
         self._checkpoints = self.persistence
@@ -173,12 +170,14 @@ class Machine(Children, FlatMachine):
             raise
 
     def _with_defaults(self, given: dict[str, Any]) -> dict[str, Any]:
-        filled = dict(given)
-        for spec in self.config.cache.setdefault("inputs", bundle.inputs(self.config)).values():
+        filled, cache = dict(given), self.config.cache
+        if "inputs" not in cache:
+            cache["inputs"] = tuple(bundle.inputs(self.config).values())
+        for spec in cache["inputs"]:
             if filled.get(spec.name) is None:
                 if spec.required:
                     raise UsageError(f"machine {self.machine_name} needs the input '{spec.name}': {spec.description}")
-                filled[spec.name] = copy.deepcopy(spec.default)
+                filled[spec.name] = copy.deepcopy(spec.default) if _holds(spec.default) else spec.default
         return filled
 
     async def _execute_state(self, state_name: str, context: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -285,6 +284,14 @@ class Machine(Children, FlatMachine):
 
     def _mark_launched(self, execution_id: str) -> None:
         self._clear_pending_launch(execution_id)
+
+
+def _events(declared: Mapping[str, Any]) -> frozenset[str]:
+    """The events to save at: those of ours that stand for what `persistence` declares."""
+    wanted = set(declared.get("checkpoint_on", COMMITTED)) if declared.get("enabled", True) else set()
+    if wanted & {"machine_start", "execute", "state_exit"}:
+        wanted.add("state_enter")
+    return frozenset(wanted & set(COMMITTED))
 
 
 def _nests(data: dict[str, Any]) -> bool:

@@ -18,7 +18,9 @@ def compile_template(text: str, environment: Any) -> Render:
     """A function from variables to the value: a bare path keeps its type, `{{ … }}` makes a string, other text is itself."""
     stripped = text.strip()
     if "{{" in stripped or "{%" in stripped:
-        return environment.from_string(text).render
+        template = environment.from_string(text)
+        template.globals = dict(template.globals)  # jinja2 makes a ChainMap, and copies it at each rendering
+        return template.render
     if _PATH.fullmatch(stripped):
         first, *rest = stripped.split(".")
         return _path(first, tuple(rest))
