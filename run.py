@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -73,9 +72,10 @@ def wire(url: str = "memory:", **options: Any) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code (see docs/cli.md)."""
     from flatfleet.commands import cli
+    from flatfleet.runtime import loop
 
     options = cli.parse(argv, _known)
-    return asyncio.run(_execute(options)) if options.needs_loop else options.command(options, None)
+    return loop.run(_execute(options)) if options.needs_loop else options.command(options, None)
 
 
 def _known() -> Mapping[str, Collection[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 from flatfleet.benchmarks.harness import MACHINES, ROOT, correct
 from flatfleet.run import Parts, compose
 from flatfleet.runtime.bundle import Bundle, load
+from flatfleet.runtime.loop import run
 from flatmachines import FlatMachine
 
 POOL = "bench"
@@ -72,7 +73,7 @@ def loop(
         finally:
             await parts.fleet.close()
 
-    return asyncio.run(drive())
+    return asyncio.run(drive()) if stock else run(drive())
 
 
 async def fill(parts: Parts, n: int, start: int = 0) -> None:

@@ -15,6 +15,7 @@ from flatfleet.benchmarks import ours
 from flatfleet.benchmarks.harness import MACHINES, Case, Contestant, Goal, Values, correct
 from flatfleet.benchmarks.peers import huey_module
 from flatfleet.run import Parts, compose
+from flatfleet.runtime import loop
 from flatfleet.runtime.bundle import Bundle
 
 EACH, SHARE = "KB each", "% of a core"
@@ -63,7 +64,7 @@ def _fleet(kind: str) -> Contestant:
             await parts.fleet.close()
             return {EACH: each / 1024, SHARE: share * 100}
 
-        return asyncio.run(drive())
+        return loop.run(drive())
 
     return Contestant(f"flatfleet, {kind}", run, 10_000)
 

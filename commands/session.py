@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import threading
 from typing import Any
 
-from flatfleet.commands import exits
 from flatfleet.commands.progress import Progress
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 5.0
-"""Seconds that handing back and summing up may take after the deadline; then the process ends all the same."""
+from flatfleet.commands.signals import GRACE, Signals
 
 
 class Session:
@@ -32,17 +25,11 @@ class Session:
 
     async def execute(self, inputs: dict[str, Any]) -> tuple[Any, BaseException | None]:
         """Run the machine, and then whatever it launched, to the end or to an interrupt: (output, error)."""
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self.interrupt)
-        self._main = asyncio.create_task(self._machine.run(inputs))
-        closer = asyncio.create_task(self._close_on_interrupt())
-        try:
+        with Signals(self.interrupt, self._parts.fleet.guard.hand_back, self._deadline):
+            self._main = asyncio.create_task(self._machine.run(inputs))
+            closer = asyncio.create_task(self._close_on_interrupt())
             async with self._progress:
                 return await self._finish(closer)
-        finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
 
     async def _finish(self, closer: asyncio.Task[None]) -> tuple[Any, BaseException | None]:
         main, engine = self._main, self._parts.engine
@@ -69,9 +56,7 @@ class Session:
         return output, error
 
     def interrupt(self) -> None:
-        """Drain; called again, stop now; called a third time, leave without a word: leases run out by themselves."""
-        if self._now.is_set():
-            os._exit(exits.INTERRUPTED)
+        """Drain; called again, stop now."""
         if self.interrupted:
             self._now.set()
         self.interrupted = True
@@ -92,18 +77,11 @@ class Session:
         again = asyncio.create_task(self._now.wait())
         await asyncio.wait([ended, again], timeout=self._deadline, return_when=asyncio.FIRST_COMPLETED)
         self.hard = not ended.done()
-        if self.hard:
-            self._leave_soon()
         again.cancel()
         ended.cancel()
         if main is not None:
             main.cancel()
         self.handed_back = await self._parts.engine.close(0)
-
-    def _leave_soon(self) -> None:
-        watchdog = threading.Timer(GRACE, os._exit, [exits.INTERRUPTED])
-        watchdog.daemon = True
-        watchdog.start()
 
     def _is_worker(self) -> bool:
         return bool(self._machine._context.get("worker_id"))

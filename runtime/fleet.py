@@ -68,7 +68,7 @@ class Fleet:
         self.lounge = Lounge(store)
         self.draining = False
         self._heart: asyncio.Task[None] | None = None
-        self._guard = Guard(store, self._held_now)
+        self.guard = Guard(store, self._held_now)
         self._threads = asyncio.Semaphore(THREADS)
         store.lock.on_taken = self._start_heart
 
@@ -154,7 +154,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop the heartbeat and close the store."""
-        self._guard.stop()
+        self.guard.stop()
         if self._heart is not None:
             self._heart.cancel()
             await asyncio.wait([self._heart])
@@ -166,7 +166,7 @@ class Fleet:
     def _start_heart(self) -> None:
         if self._heart is None or self._heart.done():
             self._heart = asyncio.create_task(self._beat_forever(), name="flatfleet-heartbeat")
-            self._guard.start()
+            self.guard.start()
 
     async def _beat_forever(self) -> None:
         while True:
@@ -178,7 +178,7 @@ class Fleet:
 
         Otherwise a worker would take what its neighbours hold for abandoned.
         """
-        if self._guard.late() and self.leases:
+        if self.guard.late() and self.leases:
             await self.beat()
 
     def _held_now(self) -> tuple[list[str], dict[str, int]]:
@@ -188,7 +188,7 @@ class Fleet:
     async def beat(self) -> None:
         """Renew all leases and registrations of this process; cancel the work of leases that are gone."""
         sent = time.monotonic()
-        self._guard.heard()
+        self.guard.heard()
         leases = {lease.item_id: lease for lease in self.leases.values() if lease.lost is None}
         try:
             answer = await self.store.driver.beat(

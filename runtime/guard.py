@@ -7,12 +7,13 @@ can tell the store that the process is alive; else its items would be taken away
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from flatfleet.runtime.errors import StoreError
+from flatfleet.runtime.errors import LeaseLost, StoreError
 from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.store import Store
 
@@ -71,14 +72,30 @@ class Guard:
             silent,
         )
 
-        async def beat() -> None:
+        self._outside(lambda store: store.driver.beat(store.owner, workers, leases, store.lease))
+
+    def hand_back(self) -> None:
+        """Give back, from any thread, every item that the process holds, burning no attempt: its last act."""
+
+        async def release(store: Store) -> None:
+            for item_id, token in self._held()[1].items():
+                with contextlib.suppress(LeaseLost):
+                    await store.driver.release(item_id, token)
+
+        if self._store.durable:
+            self._outside(release)
+
+    def _outside(self, act: Callable[[Store], Awaitable[object]]) -> None:
+        """Do this on a store of this thread's own, as the same owner."""
+
+        async def run() -> None:
             store = open_store(self._store.url, owner=self._store.owner, lease=self._store.lease, must_exist=True)
             try:
-                await store.driver.beat(store.owner, workers, leases, store.lease)
+                await act(store)
             finally:
                 await store.close()
 
         try:
-            asyncio.run(beat())
+            asyncio.run(run())
         except StoreError as error:
-            logger.warning("heartbeat failed: %s", error)
+            logger.warning("the store could not be told from outside: %s", error)

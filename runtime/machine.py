@@ -61,6 +61,7 @@ class Machine(Children, FlatMachine):
     persistence: Any
     spec_version: str
     _expression_engine: Any
+    _jinja_env: Any
 
     def __init__(
         self,

@@ -151,7 +151,7 @@ MUTANTS = [
     Mutant(
         "a late heart does not catch up",
         "runtime/fleet.py",
-        "if self._guard.late() and self.leases:",
+        "if self.guard.late() and self.leases:",
         "if False:",
         f"{LEASE}07_a_blocked_event_loop_is_not_taken_for_dead_by_its_own_workers[memory]",
     ),

@@ -221,7 +221,7 @@ async def test_the_work_of_a_lease_that_ran_out_is_cancelled_and_the_worker_goes
         await beat()
 
     kit.fleet.beat = late  # as if the process had been stopped for longer than its lease, with all its threads
-    kit.fleet._guard.stop()
+    kit.fleet.guard.stop()
 
     @kit.does
     async def work(context, fleet):

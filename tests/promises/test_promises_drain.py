@@ -62,6 +62,44 @@ def test_promise_13_at_the_deadline_leases_are_handed_back_unburnt(trial, what):
     assert trial.counts().waiting == 20
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_promise_13_a_state_that_blocks_the_event_loop_does_not_keep_the_process(trial, number):
+    """Promise 13: with the event loop blocked for a minute, the items are handed back from a thread at the deadline."""
+    item = {"do": {"first": "block"}, "seconds": 60.0}
+    source = trial.items([{"key": f"i{n:02}", **item} for n in range(4)])
+    process = trial.launch(source, 2, "--drain-deadline", "0.5")
+    trial.until(lambda: trial.lines() >= 1)
+    took = told(trial, process, number, 30)
+    assert 0.4 <= took <= 0.5 + NOW
+    check_unburnt(trial)
+    assert trial.counts().waiting == 4
+
+
+def test_promise_13_a_second_signal_ends_a_blocked_event_loop_now(trial):
+    """Promise 13: the same with an hour to finish and a second Ctrl-C."""
+    source = trial.items([{"key": "i", "do": {"first": "block"}, "seconds": 60.0}])
+    process = trial.launch(source, 1, "--drain-deadline", "3600")
+    trial.until(lambda: trial.lines() >= 1)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None, process.end()
+    assert told(trial, process, signal.SIGINT, 30) <= NOW
+    check_unburnt(trial)
+    assert trial.counts().waiting == 1
+
+
+def test_promise_13_a_third_signal_leaves_without_a_word(trial):
+    """Promise 13: who cannot wait for the hand-back leaves it to the leases."""
+    source = trial.items([{"key": "i", "do": {"first": "block"}, "seconds": 60.0}])
+    process = trial.launch(source, 1, "--drain-deadline", "3600")
+    trial.until(lambda: trial.lines() >= 1)
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    assert told(trial, process, signal.SIGINT, 30) <= NOW
+    assert trial.counts().claimed == 1
+
+
 def test_promise_13_a_second_signal_stops_now(trial):
     """Promise 13: with an hour to finish, a second Ctrl-C ends it at once, and still hands everything back."""
     item = {"do": {"first": "wait"}, "until": str(trial.path / "never")}
