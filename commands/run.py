@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from typing import Any
 from flatfleet.commands import cli, flags, terminal
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.session import Session
+from flatfleet.commands.signals import GRACE
 from flatfleet.commands.summary import DEAD_SHOWN, Summary
 from flatfleet.runtime.errors import FleetError, MachineError, UsageError
 
@@ -128,6 +130,8 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     terminal.show(json.dumps(summary.as_dict()) if options.json else summary.text())
     code = summary.exit_code(parts.engine.failures())
     if session.hard:
+        with contextlib.suppress(TimeoutError):  # claims that were under way are still being given back
+            await asyncio.wait_for(parts.store.close(), GRACE)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import defaultdict
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from flatfleet.runtime.stores.bell import heard
 from flatfleet.runtime.stores.store import Store
 
 Why = Literal["woken", "empty", "timeout", "dismissed"]
@@ -17,14 +16,41 @@ POLL = 1.0
 """Seconds between two looks at a pool that nobody rang for: the safety net for what other processes did."""
 
 
-class _Wish(NamedTuple):
-    """How a waiter waits: `stays` when the pool is empty, and was woken in vain just before (`again`)."""
-
-    stays: bool
-    again: bool
+_Waiter = asyncio.Future[Why]
 
 
-_Waiters = dict[asyncio.Future[Why], _Wish]
+class _Waiters:
+    """Who waits for one pool, each kind in the order in which they came: who wakes one kind looks at no other.
+
+    `fresh` are those that were not woken in vain just before, `leaving` those that do not stay once the pool is empty.
+    """
+
+    __slots__ = ("everyone", "fresh", "leaving")
+
+    def __init__(self) -> None:
+        self.everyone: dict[_Waiter, None] = {}
+        self.fresh: dict[_Waiter, None] = {}
+        self.leaving: dict[_Waiter, None] = {}
+
+    def __len__(self) -> int:
+        return len(self.everyone)
+
+    def enter(self, waiter: _Waiter, *, stays: bool, again: bool) -> None:
+        self.everyone[waiter] = None
+        if not again:
+            self.fresh[waiter] = None
+        if not stays:
+            self.leaving[waiter] = None
+
+    def leave(self, waiter: _Waiter) -> None:
+        for kind in (self.everyone, self.fresh, self.leaving):
+            kind.pop(waiter, None)
+
+    def release(self, kind: dict[_Waiter, None], why: Why, n: int | None = None) -> None:
+        """Wake the `n` of a kind who have waited longest; all of them without `n`."""
+        for waiter in list(islice((waiter for waiter in kind if not waiter.done()), n)):
+            self.leave(waiter)
+            waiter.set_result(why)
 
 
 class _Seen:
@@ -41,7 +67,7 @@ class Lounge:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiters: dict[str, _Waiters] = {}
+        self._waiters: defaultdict[str, _Waiters] = defaultdict(_Waiters)
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._seen: dict[str, _Seen] = {}
 
@@ -52,9 +78,9 @@ class Lounge:
         `again` says that the waiter was woken and could claim nothing: what was ready then (items that need other
         capabilities, say) does not wake it a second time within the second.
         """
-        waiter: asyncio.Future[Why] = asyncio.get_running_loop().create_future()
-        waiters = self._waiters.setdefault(pool, {})
-        waiters[waiter] = _Wish(timeout is not None, again)
+        waiter: _Waiter = asyncio.get_running_loop().create_future()
+        waiters = self._waiters[pool]
+        waiters.enter(waiter, stays=timeout is not None, again=again)
         if pool not in self._watchers or self._watchers[pool].done():
             self._watchers[pool] = asyncio.create_task(self._watch(pool), name=f"flatfleet-watch-{pool}")
         else:
@@ -65,12 +91,12 @@ class Lounge:
         except TimeoutError:
             return "timeout"
         finally:
-            waiters.pop(waiter, None)
+            waiters.leave(waiter)
 
     def dismiss(self) -> None:
         """Let every waiter go, so that each looks whether it was told to stop."""
         for waiters in self._waiters.values():
-            _release(waiters, len(waiters), "dismissed")
+            waiters.release(waiters.everyone, "dismissed")
 
     async def close(self) -> None:
         self.dismiss()
@@ -80,36 +106,36 @@ class Lounge:
         await asyncio.gather(*watchers, return_exceptions=True)
 
     async def _watch(self, name: str) -> None:
-        pool, waiters, seen = self._store.work.pool(name), self._waiters[name], self._seen.setdefault(name, _Seen())
+        waiters, loop = self._waiters[name], asyncio.get_running_loop()
         try:
             with self._store.bell.listen(name) as rung:
                 while waiters:
-                    counts = await pool.counts()
-                    pause = POLL
-                    ready = counts.waiting + counts.expired
-                    if ready > seen.ready or (ready and time.monotonic() >= seen.at + POLL):
-                        seen.at = time.monotonic()
-                        _release(waiters, ready, "woken")
-                    elif ready:
-                        _release(waiters, ready, "woken", lambda wish: not wish.again)
-                    elif counts.left == 0:
-                        _release(waiters, len(waiters), "empty", lambda wish: not wish.stays)
-                    elif counts.delayed:
-                        due = await pool.next_due()
-                        pause = min(POLL, max(0.001, (due or 0.0) - time.time()))
-                    seen.ready = ready
+                    pause = await self._look(name, waiters)
                     if waiters:
-                        await heard(rung, pause)
+                        alarm = loop.call_later(pause, rung.set)
+                        await rung.wait()
+                        rung.clear()
+                        alarm.cancel()
         except Exception as error:
-            for waiter in waiters:
+            for waiter in list(waiters.everyone):
+                waiters.leave(waiter)
                 if not waiter.done():
                     waiter.set_exception(error)
-            waiters.clear()
 
-
-def _release(waiters: _Waiters, n: int, why: Why, which: Callable[[_Wish], bool] = lambda wish: True) -> None:
-    """Wake the `n` who have waited longest, of those that it is for."""
-    waiting = (waiter for waiter, wish in waiters.items() if not waiter.done() and which(wish))
-    for waiter in list(islice(waiting, n)):
-        del waiters[waiter]
-        waiter.set_result(why)
+    async def _look(self, name: str, waiters: _Waiters) -> float:
+        """Wake whom the state of the pool concerns; return the seconds after which to look again at the latest."""
+        pool, seen = self._store.work.pool(name), self._seen.setdefault(name, _Seen())
+        counts, pause = await pool.counts(), POLL
+        ready = counts.waiting + counts.expired
+        if ready > seen.ready or (ready and time.monotonic() >= seen.at + POLL):
+            seen.at = time.monotonic()
+            waiters.release(waiters.everyone, "woken", ready)
+        elif ready:
+            waiters.release(waiters.fresh, "woken", ready)
+        elif counts.left == 0:
+            waiters.release(waiters.leaving, "empty")
+        elif counts.delayed:
+            due = await pool.next_due()
+            pause = min(POLL, max(0.001, (due or 0.0) - time.time()))
+        seen.ready = ready
+        return pause

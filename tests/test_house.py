@@ -32,7 +32,6 @@ LONGER = {
     "runtime/documents/pdf.py": "one format",
     "runtime/stores/contract.py": "one contract, most of it docstrings",
     "runtime/stores/group.py": "one mechanism",
-    "runtime/stores/sqlite.py": "one driver",
     "runtime/stores/sqlite_items.py": "one driver's items",
     "runtime/stores/store.py": "the SDK's protocols around a driver, a class each",
 }

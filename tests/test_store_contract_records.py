@@ -194,6 +194,112 @@ async def test_beat_renews_only_the_workers_that_it_names(driver, clock):
     assert await driver.mark_lost(None) == ["w2"]
 
 
+async def test_workers_that_are_no_longer_listed_keep_what_they_had(driver, clock):
+    for name in ("w1", "w2", "w3"):
+        await register(driver, name)
+    start = clock.now
+    clock.advance(20)
+    await driver.beat("o1", ["w1", "w2", "w3"], {}, LEASE)
+    clock.advance(20)
+    await driver.beat("o1", ["w1", "w2"], {}, LEASE)
+    clock.advance(20)
+    await driver.beat("o1", [], {}, LEASE)
+    await driver.beat("o2", ["w1", "w2", "w3"], {}, LEASE)
+    for name, at in (("w1", 40), ("w2", 40), ("w3", 20)):
+        record = await worker(driver, name)
+        assert (record.last_heartbeat, record.metadata["lease_until"]) == (iso(start + at), start + at + LEASE)
+    clock.advance(20)
+    assert await driver.mark_lost(None) == ["w3"]
+    assert (await driver.beat("o1", ["w1", "w2", "w3"], {}, LEASE)).workers == {
+        "w1": "active",
+        "w2": "active",
+        "w3": "lost",
+    }
+    assert (await worker(driver, "w3")).last_heartbeat == iso(start + 20)
+
+
+async def test_a_beat_for_one_worker_renews_no_other(driver, clock):
+    for name in ("w1", "w2", "w3"):
+        await register(driver, name)
+    await driver.beat("o1", ["w1", "w2", "w3"], {}, LEASE)
+    clock.advance(LEASE - 1)
+    assert (await driver.beat("o1", ["w2"], {}, LEASE)).workers == {"w2": "active"}
+    clock.advance(2)
+    assert sorted(await driver.mark_lost(None)) == ["w1", "w3"]
+
+
+async def test_the_same_beat_again_tells_what_has_changed_meanwhile(driver, clock):
+    names = ["w1", "w2", "w3"]
+    for name in names:
+        await register(driver, name)
+    for _ in range(3):
+        clock.advance(20)
+        beat = await driver.beat("o1", names, {}, LEASE)
+        assert beat.workers == dict.fromkeys(names, "active")
+        beat.workers["w1"] = "changed by the caller"
+    assert {record.metadata["lease_until"] for record in await driver.workers()} == {clock.now + LEASE}
+    await driver.set_status("w1", "terminating")
+    assert (await driver.beat("o1", names, {}, LEASE)).workers == {"w1": "terminating", "w2": "active", "w3": "active"}
+    await driver.set_status("w2", "terminated")
+    await driver.set_status("w1", "lost")
+    await register(driver, "w1", owner="o2")
+    assert (await driver.beat("o1", names, {}, LEASE)).workers == {"w1": None, "w2": "terminated", "w3": "active"}
+    await register(driver, "w2")
+    assert (await driver.beat("o1", names, {}, LEASE)).workers == {"w1": None, "w2": "active", "w3": "active"}
+    assert await driver.mark_lost("o1") == ["w3", "w2"]  # in the order of registration, as the list of all workers
+    assert (await driver.beat("o1", names, {}, LEASE)).workers == {"w1": None, "w2": "lost", "w3": "lost"}
+
+
+async def test_a_worker_that_ends_keeps_its_last_heartbeat(driver, clock):
+    for name in ("w1", "w2", "w3"):
+        await register(driver, name)
+    clock.advance(20)
+    await driver.beat("o1", ["w1", "w2", "w3"], {}, LEASE)
+    last = iso(clock.now), clock.now + LEASE
+    await driver.set_status("w1", "terminated")
+    clock.advance(20)
+    await driver.beat("o1", ["w1", "w2"], {}, LEASE)
+    await driver.beat("o1", ["w1", "w2", "w3"], {}, LEASE)
+    await driver.set_status("w1", "active")
+    record = await worker(driver, "w1")
+    assert (record.last_heartbeat, record.metadata["lease_until"]) == last
+    assert await driver.mark_lost("o1") == ["w1", "w2", "w3"]
+    record = await worker(driver, "w2")
+    assert (record.last_heartbeat, record.metadata["lease_until"]) == (iso(clock.now), clock.now + LEASE)
+
+
+async def test_a_beat_is_what_a_conflict_looks_at(driver, clock):
+    for name in ("w1", "w2"):
+        await register(driver, name)
+    for _ in range(5):
+        clock.advance(LEASE - 1)
+        await driver.beat("o1", ["w1", "w2"], {}, LEASE)
+    clock.advance(LEASE - 1)
+    with pytest.raises(WorkerConflict):
+        await register(driver, "w1", owner="o2")
+    await driver.beat("o1", ["w2", "other"], {}, LEASE)
+    clock.advance(2)
+    taken = await register(driver, "w1", owner="o2")
+    assert taken.metadata == {"owner": "o2", "lease_until": clock.now + LEASE}
+    with pytest.raises(WorkerConflict):
+        await register(driver, "w2", owner="o2")
+    clock.advance(10)
+    assert (await driver.beat("o1", ["w1", "w2"], {}, 500)).workers == {"w1": None, "w2": "active"}
+    assert (await worker(driver, "w1")).metadata["lease_until"] == clock.now - 10 + LEASE
+    clock.advance(LEASE)
+    assert await driver.mark_lost(None) == ["w1"]
+    assert [record.worker_id for record in await driver.workers()] == ["w2", "w1"]
+
+
+async def test_the_lease_of_a_beat_may_be_shorter_than_that_of_the_registration(driver, clock):
+    for name in ("w1", "w2"):
+        await register(driver, name, lease=1000)
+    await driver.beat("o1", ["w1", "w2"], {}, 5)
+    clock.advance(6)
+    await register(driver, "w1")
+    assert await driver.mark_lost(None) == ["w2"]
+
+
 async def test_mark_lost_takes_live_workers_whose_lease_ran_out(driver, clock):
     for name in ("w1", "w2", "w3"):
         await register(driver, name)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatfleet.runtime.errors import LeaseLost, WorkerConflict
+from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores import sqlite_items as sql_items
+from flatfleet.runtime.stores import sqlite_workers as sql_workers
 from flatfleet.runtime.stores.contract import (
-    LIVE_WORKER,
     Attempt,
     Beat,
     Claim,
@@ -45,6 +44,7 @@ class SQLiteDriver:
         must_exist: bool = False,
     ) -> None:
         self._group = GroupCommit(Path(path).expanduser().absolute(), synchronous, clock, must_exist)
+        self._crew = sql_workers.Crew()
         self._write = self._group.run
         self._look = functools.partial(self._group.run, writes=False)
 
@@ -111,22 +111,22 @@ class SQLiteDriver:
     async def register(
         self, worker: WorkerRegistration, owner: str, lease: float, metadata: Mapping[str, Any]
     ) -> WorkerRecord:
-        return await self._write(_register, worker, owner, lease, dict(metadata))
+        return await self._write(sql_workers.register, worker, owner, lease, dict(metadata))
 
     async def beat(self, owner: str, workers: Sequence[str], leases: Mapping[str, int], lease: float) -> Beat:
-        return await self._write(_beat, owner, list(workers), dict(leases), lease)
+        return await self._write(sql_workers.beat, self._crew, owner, list(workers), dict(leases), lease)
 
     async def set_status(self, worker_id: str, status: str, metadata: Mapping[str, Any] | None = None) -> None:
-        await self._write(_set_status, worker_id, status, dict(metadata or {}))
+        await self._write(sql_workers.set_status, worker_id, status, dict(metadata or {}))
 
     async def workers(self, worker_id: str | None = None) -> list[WorkerRecord]:
-        return await self._look(_workers, worker_id)
+        return await self._look(sql_workers.workers, worker_id)
 
     async def owners(self) -> list[str]:
         return await self._look(lambda tx: [row[0] for row in tx.run("owners")])
 
     async def mark_lost(self, owner: str | None) -> list[str]:
-        return await self._write(_mark_lost, owner)
+        return await self._write(sql_workers.mark_lost, owner)
 
     # -- entries, snapshots, signals, locks ----------------------------------------------------------------------------
 
@@ -183,74 +183,6 @@ class SQLiteDriver:
 
     async def close(self) -> None:
         await self._group.close()
-
-
-def _register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metadata: dict[str, Any]) -> WorkerRecord:
-    found = _workers(tx, worker.worker_id)
-    started, status = worker.started_at, "active"
-    if found and found[0].status in LIVE_WORKER:
-        old = found[0].metadata
-        if old["owner"] == owner:
-            started, status = found[0].started_at, found[0].status
-            metadata = {k: v for k, v in old.items() if k not in ("owner", "lease_until")} | metadata
-        elif old["lease_until"] > tx.now:
-            raise WorkerConflict(
-                f"worker '{worker.worker_id}' is alive under {old['owner']}; this process is {owner}. "
-                "Give the worker another id, or wait until that one has ended"
-            )
-    capabilities = dump(worker.capabilities, "capabilities") if worker.capabilities is not None else None
-    tx.run(
-        "put_worker",
-        (worker.worker_id, status, tx.now, started, worker.host, worker.pid, capabilities, owner, tx.now + lease)
-        + (dump(metadata, "the metadata of a worker"),),
-    )
-    return _workers(tx, worker.worker_id)[0]
-
-
-def _beat(tx: Tx, owner: str, workers: list[str], leases: dict[str, int], lease: float) -> Beat:
-    until = tx.now + lease
-    lost = sql_items.renew(tx, leases, until) if leases else []
-    tx.run("beat_locks", (until, owner))
-    statuses: dict[str, str | None] = dict.fromkeys(workers)
-    if workers:
-        asked = {"now": tx.now, "until": until, "owner": owner, "workers": json.dumps(workers)}
-        tx.run("beat_workers", asked)
-        statuses.update(tx.run("worker_statuses", asked).fetchall())
-    return Beat(tuple(lost), statuses)
-
-
-def _set_status(tx: Tx, worker_id: str, status: str, metadata: dict[str, Any]) -> None:
-    row = tx.run("worker_metadata", (worker_id,)).fetchone()
-    if row is None:
-        raise KeyError(f"no worker '{worker_id}' in this store")
-    merged = dump(json.loads(row[0]) | metadata, "the metadata of a worker")
-    tx.run("set_status", (status, merged, worker_id))
-
-
-def _workers(tx: Tx, worker_id: str | None) -> list[WorkerRecord]:
-    cursor = tx.run("all_workers") if worker_id is None else tx.run("workers", (worker_id,))
-    cursor.row_factory = sqlite3.Row
-    return [
-        WorkerRecord(
-            worker_id=row["id"],
-            status=row["status"],
-            last_heartbeat=stamp(row["heartbeat"]),
-            host=row["host"],
-            pid=row["pid"],
-            capabilities=json.loads(row["capabilities"]) if row["capabilities"] else None,
-            started_at=row["started"],
-            current_task_id=row["item"],
-            metadata=json.loads(row["metadata"]) | {"owner": row["owner"], "lease_until": row["lease_until"]},
-        )
-        for row in cursor.fetchall()
-    ]
-
-
-def _mark_lost(tx: Tx, owner: str | None) -> list[str]:
-    lost = [row[0] for row in tx.run("mark_lost", {"owner": owner, "now": tx.now}).fetchall()]
-    if owner is not None:
-        tx.run("unlock_owner", (owner,))
-    return lost
 
 
 def _save_snapshot(tx: Tx, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None) -> None:

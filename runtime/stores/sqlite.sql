@@ -3,6 +3,9 @@
 -- Payloads, results and attempts live beside `items`, so that a claim rewrites one short row whatever an item weighs.
 -- The completed attempt stands with its result in `results`, all others in `attempts`.
 -- `counters` holds the number of items per pool and state; every transaction that moves items moves it too.
+-- A live worker that follows has its owner's heartbeat and lease (`owners`), so that a beat for thousands writes one row;
+-- any other has its own. `registrations` says what holds. An owner stands in `owners` while somebody follows it; `beat`
+-- names the beat since which its followers have not changed.
 
 -- name: schema
 CREATE TABLE items (
@@ -65,8 +68,15 @@ CREATE TABLE workers (
     capabilities TEXT,
     owner        TEXT NOT NULL,
     lease_until  REAL NOT NULL,
-    metadata     TEXT NOT NULL
+    metadata     TEXT NOT NULL,
+    follows      INTEGER NOT NULL DEFAULT 0
 );
+CREATE INDEX workers_live ON workers (follows, owner, status, id) WHERE status IN ('active', 'terminating');
+CREATE TABLE owners (owner TEXT PRIMARY KEY, heartbeat REAL NOT NULL, until REAL NOT NULL, beat TEXT) WITHOUT ROWID;
+CREATE VIEW registrations AS
+    SELECT w.rowid AS seq, w.id, w.status, w.started, w.host, w.pid, w.capabilities, w.owner, w.metadata, w.follows,
+        COALESCE(o.heartbeat, w.heartbeat) AS heartbeat, COALESCE(o.until, w.lease_until) AS lease_until
+    FROM workers w LEFT JOIN owners o ON w.follows AND o.owner = w.owner;
 CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE snapshots (
     execution_id TEXT PRIMARY KEY,
@@ -170,17 +180,13 @@ UNION ALL SELECT r.token, r.worker, r.started, r.ended, 'completed', NULL, NULL,
 FROM results r JOIN items i USING (seq) WHERE i.id = :id
 ORDER BY 1;
 
--- name: counters
-SELECT state, n FROM counters WHERE pool = ?;
+-- name: counts
+SELECT state, n FROM counters WHERE pool = :pool
+UNION ALL SELECT 'due', COUNT(*) FROM items WHERE pool = :pool AND state = 'delayed' AND due <= :now
+UNION ALL SELECT 'expired', COUNT(*) FROM items WHERE pool = :pool AND state = 'claimed' AND due <= :now;
 
 -- name: count
 INSERT INTO counters (pool, state, n) VALUES (?, ?, ?) ON CONFLICT (pool, state) DO UPDATE SET n = n + excluded.n;
-
--- name: due_delayed
-SELECT COUNT(*) FROM items WHERE pool = ? AND state = 'delayed' AND due <= ?;
-
--- name: due_claimed
-SELECT COUNT(*) FROM items WHERE pool = ? AND state = 'claimed' AND due <= ?;
 
 -- name: next_due
 SELECT MIN(due) FROM (
@@ -197,47 +203,79 @@ SELECT COALESCE(error_type, 'unknown'), COUNT(*) FROM items WHERE pool = ? AND s
 UPDATE items SET due = :until FROM json_each(:leases) AS lease
 WHERE items.id = lease.key AND items.token = lease.value AND items.state = 'claimed' RETURNING items.id;
 
--- name: worker
-SELECT * FROM workers WHERE id = ?;
+-- name: registration
+SELECT status, started, owner, lease_until, heartbeat, metadata, follows FROM registrations WHERE id = ?;
 
 -- name: put_worker
 INSERT INTO workers (id, status, heartbeat, started, host, pid, capabilities, owner, lease_until, metadata)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET status = excluded.status, heartbeat = excluded.heartbeat, started = excluded.started,
     host = excluded.host, pid = excluded.pid, capabilities = excluded.capabilities, owner = excluded.owner,
-    lease_until = excluded.lease_until, metadata = excluded.metadata;
+    lease_until = excluded.lease_until, metadata = excluded.metadata, follows = 0;
 
--- name: beat_workers
-UPDATE workers SET heartbeat = :now, lease_until = :until
-WHERE owner = :owner AND status IN ('active', 'terminating') AND id IN (SELECT value FROM json_each(:workers));
+-- name: drop_worker
+DELETE FROM workers WHERE id = ?;
+
+-- name: beat_worker
+UPDATE workers SET heartbeat = :now, lease_until = :until, follows = 0
+WHERE id = :worker AND owner = :owner AND status IN ('active', 'terminating');
+
+-- name: live_workers
+SELECT follows, status, json_group_array(id) FROM workers
+WHERE follows IN (0, 1) AND owner = ? AND status IN ('active', 'terminating') GROUP BY follows, status;
+
+-- name: follow
+UPDATE workers SET follows = 1 WHERE id IN (SELECT value FROM json_each(?));
+
+-- name: unfollow
+UPDATE workers SET heartbeat = r.heartbeat, lease_until = r.lease_until, follows = 0, status = COALESCE(:status, r.status)
+FROM json_each(:workers) AS told JOIN registrations r ON r.id = told.value WHERE workers.id = told.value;
+
+-- name: beat_owner
+INSERT INTO owners (owner, heartbeat, until, beat) VALUES (:owner, :now, :until, :beat)
+ON CONFLICT (owner) DO UPDATE SET heartbeat = excluded.heartbeat, until = excluded.until, beat = excluded.beat;
+
+-- name: beat_again
+UPDATE owners SET heartbeat = :now, until = :until WHERE owner = :owner AND beat = :beat;
+
+-- name: changed
+UPDATE owners SET beat = NULL WHERE owner = ? AND beat IS NOT NULL;
+
+-- name: forget_owner
+DELETE FROM owners WHERE owner = ? AND NOT EXISTS (
+    SELECT 1 FROM workers w WHERE w.follows = 1 AND w.owner = owners.owner AND w.status IN ('active', 'terminating'));
 
 -- name: worker_statuses
 SELECT id, status FROM workers WHERE owner = :owner AND id IN (SELECT value FROM json_each(:workers));
 
 -- name: set_status
-UPDATE workers SET status = ?, metadata = ? WHERE id = ?;
-
--- name: worker_metadata
-SELECT metadata FROM workers WHERE id = ?;
+UPDATE workers SET status = ?, metadata = ?, heartbeat = ?, lease_until = ?, follows = ? WHERE id = ?;
 
 -- name: workers
-SELECT w.*, (SELECT i.id FROM items i WHERE i.state = 'claimed' AND i.worker = w.id LIMIT 1) AS item
-FROM workers w WHERE w.id = ?;
+SELECT r.*, (SELECT i.id FROM items i WHERE i.state = 'claimed' AND i.worker = r.id LIMIT 1) AS item
+FROM registrations r WHERE r.id = ?;
 
 -- name: all_workers
-SELECT w.*, i.id AS item FROM workers w
-LEFT JOIN (SELECT worker, MIN(id) AS id FROM items WHERE state = 'claimed' GROUP BY worker) i ON i.worker = w.id
-ORDER BY w.rowid;
+SELECT r.*, i.id AS item FROM registrations r
+LEFT JOIN (SELECT worker, MIN(id) AS id FROM items WHERE state = 'claimed' GROUP BY worker) i ON i.worker = r.id
+ORDER BY r.seq;
 
 -- name: owners
 SELECT DISTINCT owner FROM items WHERE state = 'claimed' AND owner IS NOT NULL
 UNION SELECT owner FROM workers WHERE status IN ('active', 'terminating')
 UNION SELECT owner FROM locks;
 
--- name: mark_lost
-UPDATE workers SET status = 'lost' WHERE status IN ('active', 'terminating')
-  AND CASE WHEN :owner IS NULL THEN lease_until <= :now ELSE owner = :owner END
-RETURNING id;
+-- name: workers_of
+SELECT id, owner FROM workers WHERE follows IN (0, 1) AND owner = ? AND status IN ('active', 'terminating')
+ORDER BY rowid;
+
+-- name: expired_workers
+SELECT id, owner FROM (
+    SELECT rowid AS seq, id, owner FROM workers
+    WHERE follows = 0 AND status IN ('active', 'terminating') AND lease_until <= :now
+    UNION ALL SELECT rowid, id, owner FROM workers
+    WHERE follows = 1 AND status IN ('active', 'terminating') AND owner IN (SELECT owner FROM owners WHERE until <= :now))
+ORDER BY seq;
 
 -- name: unlock_owner
 DELETE FROM locks WHERE owner = ?;

@@ -198,14 +198,12 @@ def attempts(tx: Tx, item_id: str) -> list[Attempt]:
 
 
 def counts(tx: Tx, pool: str) -> Counts:
-    n = dict(tx.run("counters", (pool,)).fetchall())
-    due = tx.run("due_delayed", (pool, tx.now)).fetchone()[0]
-    expired = tx.run("due_claimed", (pool, tx.now)).fetchone()[0]
+    n = dict(tx.run("counts", {"pool": pool, "now": tx.now}).fetchall())
     return Counts(
-        waiting=n.get("ready", 0) + due,
-        delayed=n.get("delayed", 0) - due,
-        claimed=n.get("claimed", 0) - expired,
-        expired=expired,
+        waiting=n.get("ready", 0) + n["due"],
+        delayed=n.get("delayed", 0) - n["due"],
+        claimed=n.get("claimed", 0) - n["expired"],
+        expired=n["expired"],
         completed=n.get("completed", 0),
         dead=n.get("dead", 0),
     )
