@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, pool: Any, engine: Any, quiet: bool = False) -> None:
         self._pool = pool
         self._engine = engine
-        self._quiet = quiet
+        self.quiet = quiet
         self._watcher: asyncio.Task[None] | None = None
         self._history: deque[tuple[float, int]] = deque()
         self._errors: dict[str, int] = {}
@@ -33,7 +33,7 @@ class Progress:
         self._task: Any = None
 
     async def __aenter__(self) -> Progress:
-        if self._pool is not None and not self._quiet:
+        if self._pool is not None and not self.quiet:
             self._watcher = asyncio.create_task(self._watch())
         return self
 
@@ -60,7 +60,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one message above the bar."""
-        if self._quiet:
+        if self.quiet:
             return
         if self._bar is not None:
             self._bar.console.print(terminal.lines(text), markup=False, highlight=False, soft_wrap=True)

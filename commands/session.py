@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from typing import Any
 
 from flatfleet.commands.progress import Progress
@@ -25,7 +27,7 @@ class Session:
 
     async def execute(self, inputs: dict[str, Any]) -> tuple[Any, BaseException | None]:
         """Run the machine, and then whatever it launched, to the end or to an interrupt: (output, error)."""
-        with Signals(self.interrupt, self._parts.fleet.guard.hand_back, self._deadline):
+        with Signals(self.interrupt, self._leave, self._deadline):
             self._main = asyncio.create_task(self._machine.run(inputs))
             closer = asyncio.create_task(self._close_on_interrupt())
             async with self._progress:
@@ -61,6 +63,15 @@ class Session:
             self._now.set()
         self.interrupted = True
         self._stop.set()
+
+    def _leave(self) -> None:
+        """In a thread, when the event loop is blocked: hand back, and say so with file descriptors alone."""
+        n = self._parts.fleet.guard.hand_back()
+        if self._progress.quiet:
+            os.write(1, json.dumps({"interrupted": True, "handed_back": n}).encode() + b"\n")
+        else:
+            text = f"\nstopped while a state blocked the event loop, {n} handed back; the same command goes on\n"
+            os.write(2, text.encode())
 
     async def _close_on_interrupt(self) -> None:
         await self._stop.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -42,7 +43,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._mouth.setblocking(False)
-        self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, `cmd &`
+        self._before = {number: signal.signal(number, lambda *_: None) for number in wanted}
         self._fd = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="flatfleet-signals", daemon=True).start()
         return self
@@ -66,10 +68,10 @@ class Signals:
                 numbers = self._ears.recv(64)
                 if not numbers:
                     return
-                for _ in filter(SIGNALS.__contains__, numbers):
+                for _ in filter(self._before.__contains__, numbers):
                     self._signals += 1
                     if self._signals > 2:
-                        os._exit(exits.INTERRUPTED)
+                        _exit()
                     ends = time.monotonic() + SILENCE + (self._deadline if self._signals == 1 else 0.0)
                     self._loop.call_soon_threadsafe(self._hear)
 
@@ -79,10 +81,18 @@ class Signals:
 
     def _end(self) -> None:
         """End the process, after `leave` or when that has had its time, too."""
-        last = threading.Timer(GRACE, os._exit, [exits.INTERRUPTED])
+        last = threading.Timer(GRACE, _exit)
         last.daemon = True
         last.start()
         try:
             self._leave()
         finally:
-            os._exit(exits.INTERRUPTED)
+            _exit()
+
+
+def _exit() -> None:
+    """Leave at once, with the terminal as it was found: a progress bar hides the cursor."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h\n")
+    os._exit(exits.INTERRUPTED)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from flatfleet.runtime.errors import LeaseLost, StoreError
+from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.store import Store
 
@@ -74,16 +74,23 @@ class Guard:
 
         self._outside(lambda store: store.driver.beat(store.owner, workers, leases, store.lease))
 
-    def hand_back(self) -> None:
-        """Give back, from any thread, every item that the process holds, burning no attempt: its last act."""
+    def hand_back(self) -> int:
+        """Give back, from any thread, every item that this process has claimed, burning no attempt: its last act.
 
-        async def release(store: Store) -> None:
-            for item_id, token in self._held()[1].items():
-                with contextlib.suppress(LeaseLost):
-                    await store.driver.release(item_id, token)
+        By owner, not by what the event loop knows to hold: a claim may have been committed after it was blocked.
+        """
+        workers, n = self._held()[0], 0
+
+        async def leave(store: Store) -> None:
+            nonlocal n
+            n = await store.driver.hand_back(owner=store.owner, crashed=False)
+            for worker in workers:
+                with contextlib.suppress(KeyError):
+                    await store.driver.set_status(worker, "terminated", {"ended": "drained"})
 
         if self._store.durable:
-            self._outside(release)
+            self._outside(leave)
+        return n
 
     def _outside(self, act: Callable[[Store], Awaitable[object]]) -> None:
         """Do this on a store of this thread's own, as the same owner."""

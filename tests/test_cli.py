@@ -512,7 +512,8 @@ class Deaf:
     async def close(self, deadline: float) -> int:
         return 1
 
-    def hand_back(self) -> None: ...
+    def hand_back(self) -> int:
+        return 0
 
 
 async def test_what_ignores_its_cancellation_does_not_keep_the_process() -> None:

@@ -73,6 +73,37 @@ def test_promise_13_a_state_that_blocks_the_event_loop_does_not_keep_the_process
     assert 0.4 <= took <= 0.5 + NOW
     check_unburnt(trial)
     assert trial.counts().waiting == 4
+    said = json.loads(process.out.read_text())
+    assert said["interrupted"]
+    assert said["handed_back"] == sum(map(len, trial.attempts().values())) > 0
+
+
+def test_promise_13_claims_that_a_blocked_event_loop_has_not_seen_are_handed_back_too(trial):
+    """Promise 13: a claim is committed by the store's thread, and the event loop may be blocked before it hears of it."""
+    items = [{"key": f"k{n:03}", "seconds": n % 5 / 1000} for n in range(600)]
+    for n in range(50, 600, 100):
+        items[n] |= {"seconds": 30.0, "do": {"first": "block"}}
+    process = trial.launch(trial.items(items), 32, "--drain-deadline", "0")
+    blocking = {item["key"] for item in items if "do" in item}
+    trial.until(lambda: any(line["item"].rpartition(":")[2] in blocking for line in trial.ran()))
+    assert told(trial, process, signal.SIGTERM, 30) <= NOW
+    assert trial.counts().claimed == 0
+    check_unburnt(trial)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_promise_13_a_signal_that_the_process_was_started_to_ignore_stays_ignored(trial, number):
+    """Promise 13: nohup, and a shell's `&`, mean what they say."""
+    source = trial.items([{"key": f"i{n}", "seconds": 0.3} for n in range(4)])
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        process = trial.launch(source, 2)
+    finally:
+        signal.signal(number, before)
+    trial.until(lambda: trial.lines() >= 1)
+    os.kill(process.pid, number)
+    assert process.wait(30) == 0, process.end()
+    assert trial.counts().completed == 4
 
 
 def test_promise_13_a_second_signal_ends_a_blocked_event_loop_now(trial):
