@@ -72,7 +72,11 @@ class Guard:
             silent,
         )
 
-        self._outside(lambda store: store.driver.beat(store.owner, workers, leases, store.lease))
+        async def renew(store: Store) -> None:
+            claimed = await store.driver.claims(store.owner)  # the event loop may not know yet what it has claimed
+            await store.driver.beat(store.owner, workers, {**leases, **claimed}, store.lease)
+
+        self._outside(renew)
 
     def hand_back(self) -> int:
         """Give back, from any thread, every item that this process has claimed, burning no attempt: its last act.

@@ -892,3 +892,17 @@ async def test_suspects_are_claimed_one_at_a_time_by_each_process(driver, clock)
     assert await keys(driver, 10, owner="another process") == ["1"]
     await driver.complete("p:0", None, None, 0.0)
     assert await keys(driver, 1) == ["2"]
+
+
+async def test_claims_tells_what_an_owner_holds_and_under_which_token(driver, clock):
+    await driver.push("p", [NewItem(f"p:{n}", f"{n}", n) for n in range(4)])
+    await driver.push("q", [NewItem("q:0", "0", 0)])
+    first = await driver.claim("p", "w1", "o1", 1, 60, ())
+    await driver.release(first[0].id, first[0].token)
+    mine = await driver.claim("p", "w1", "o1", 2, 60, ()) + await driver.claim("q", "w2", "o1", 1, 60, ())
+    await driver.claim("p", "w3", "o2", 1, 60, ())
+    assert await driver.claims("o1") == {claim.id: claim.token for claim in mine}
+    assert sorted((await driver.claims("o1")).values()) == [1, 1, 2]
+    await driver.complete(mine[0].id, None, mine[0].token, 0.0)
+    assert mine[0].id not in await driver.claims("o1")
+    assert await driver.claims("nobody") == {}

@@ -258,6 +258,10 @@ class Driver(Protocol):
         """The owners (process identities) of live claims and live registrations."""
         ...
 
+    async def claims(self, owner: str) -> dict[str, int]:
+        """{item id: token} of all that an owner has claimed."""
+        ...
+
     async def mark_lost(self, owner: str | None) -> list[str]:
         """Atomically mark live workers lost: those of `owner`, or (None) those whose lease has run out; return their ids."""
         ...

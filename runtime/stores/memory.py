@@ -91,6 +91,10 @@ class MemoryDriver(MemoryItems):
         locking = {holder for holder, _ in self._locks.values()}
         return sorted(claiming | registered | locking)
 
+    async def claims(self, owner: str) -> dict[str, int]:
+        entries = [entry for pool in self._pools.values() for entry in pool.claims.values()]
+        return {entry.id: entry.token for entry in entries if entry.owner == owner}
+
     async def mark_lost(self, owner: str | None) -> list[str]:
         now = self._clock()
         live = [worker for worker in self._workers.values() if worker.status in LIVE_WORKER]

@@ -125,6 +125,9 @@ class SQLiteDriver:
     async def owners(self) -> list[str]:
         return await self._look(lambda tx: [row[0] for row in tx.run("owners")])
 
+    async def claims(self, owner: str) -> dict[str, int]:
+        return await self._look(sql_items.claims, owner)
+
     async def mark_lost(self, owner: str | None) -> list[str]:
         return await self._write(sql_workers.mark_lost, owner)
 

@@ -159,6 +159,11 @@ def hand_back(tx: Tx, pool: str | None, worker: str | None, owner: str | None, c
     return len(rows)
 
 
+def claims(tx: Tx, owner: str) -> dict[str, int]:
+    rows = tx.run("held", {"pool": None, "worker": None, "owner": owner}).fetchall()
+    return {held.id: held.token for held in (_Held(*row) for row in rows)}
+
+
 def retry(tx: Tx, pool: str, ids: Sequence[str] | None) -> int:
     if ids is None:
         ids = [row[0] for row in tx.run("dead_ids", (pool,)).fetchall()]
