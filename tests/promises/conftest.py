@@ -35,6 +35,17 @@ def size() -> Callable[[Any, Any], Any]:
     return lambda ci, long: long if soak else ci
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _hears() -> Iterator[None]:
+    """Let processes hear the signals that this one may have been started to ignore, by nohup or a shell's `&`."""
+    numbers = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Process(subprocess.Popen[str]):
     """A process with a group of its own, whose output goes into files, so that no pipe can fill."""
 

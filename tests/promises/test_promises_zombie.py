@@ -64,3 +64,21 @@ def test_promise_07_a_blocked_event_loop_does_not_lose_its_lease(trial):
     assert [(attempt.token, attempt.outcome) for attempt in trial.attempts()["a"]] == [(1, "completed")]
     assert len(trial.ran()) == 3
     assert "event loop" in busy.err.read_text()
+
+
+def test_promise_07_claims_that_a_blocked_event_loop_has_not_seen_are_renewed(trial):
+    """Promise 7: the store's thread may commit a claim that the event loop, blocked, hears of only after a lease's time."""
+    trial.lease = 2.0
+    items = [{"key": f"k{n:03}", "seconds": n % 5 / 1000} for n in range(300)]
+    items[100] |= {"seconds": 6.0, "do": {"first": "block"}}
+    source = trial.items(items)
+    first = trial.launch(source, 32)
+    trial.until_ran("trial:k100", "first")
+    second = trial.launch(source, 1)
+    assert second.wait(60) == 0, second.end()
+    assert first.wait(60) == 0, first.end()
+    attempts = trial.attempts()
+    assert {key: [each.outcome for each in history] for key, history in attempts.items()} == {
+        item["key"]: ["completed"] for item in items
+    }
+    assert len({line["pid"] for line in trial.ran()}) == 2
