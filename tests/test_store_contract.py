@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import backoff
-from flatfleet.runtime.stores.contract import SUSPECT, Attempt, Claim, Counts, Failure, NewItem, SnapshotRow
+from flatfleet.runtime.stores.records import SUSPECT, Attempt, Claim, Counts, Failure, NewItem, SnapshotRow
 
 LEASE = 60.0
 WEIRD = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import PROVIDER_WAIT, backoff
-from flatfleet.runtime.stores.contract import SUSPECT, Counts, Failure, NewItem
+from flatfleet.runtime.stores.records import SUSPECT, Counts, Failure, NewItem
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flatfleet.runtime.errors import LeaseLost, WorkerConflict
-from flatfleet.runtime.stores.contract import NewItem, SnapshotRow
+from flatfleet.runtime.stores.records import NewItem, SnapshotRow
 from flatmachines import Signal, WorkerRecord, WorkerRegistration
 
 LEASE = 60.0
@@ -131,6 +131,17 @@ async def test_set_status_merges_metadata_key_by_key(driver, clock):
     }
     await driver.set_status("w1", "terminated")
     assert (await worker(driver)).metadata == record.metadata
+
+
+@pytest.mark.parametrize("status", ["terminated", "lost"])
+async def test_a_worker_that_has_ended_cannot_be_told_to_end(driver, status):
+    await register(driver, metadata={"a": 1})
+    await driver.set_status("w1", status, {"ended": "retired"})
+    await driver.set_status("w1", "terminating", {"drained_by": "somebody"})
+    record = await worker(driver)
+    assert record.status == status
+    assert record.metadata["ended"] == "retired"
+    assert "drained_by" not in record.metadata
 
 
 async def test_what_a_caller_changes_in_a_record_does_not_change_the_store(driver):

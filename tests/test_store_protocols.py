@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import inspect
+import math
 import re
+import sqlite3
+import time
 
 import pytest
 from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.errors import LeaseLost, StoreError, StoreUrlError, UsageError, WorkerConflict
+from flatfleet.runtime.owner import machine, this_process
 from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.keys import check_pool, item_id, item_of, slug
+from flatfleet.runtime.stores.leftovers import CONFIG_GRACE
+from flatfleet.runtime.stores.store import CONFIG_FRESH
 from flatmachines import (
     DistributedWorkerHooks,
     FlatMachine,
@@ -178,6 +185,132 @@ async def test_a_heartbeat_for_what_is_not_ours_raises(store):
         await store.registration.heartbeat("w", {"at": "item 4"})
     record = await store.registration.get("w")
     assert (record.status, record.metadata["at"]) == ("lost", "item 3")
+
+
+# -- steering ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(store, monkeypatch):
+    """What was announced to all processes since it was last asked for."""
+    announced = []
+    announce = store.bell.announce
+    monkeypatch.setattr(store.bell, "announce", lambda *topics: (announced.append(set(topics)), announce(*topics))[1])
+
+    def told():
+        found = announced.copy()
+        announced.clear()
+        return found
+
+    return told
+
+
+async def test_what_others_may_wait_for_is_announced(store, told):
+    pool = store.work.pool("p")
+    new = [pool.new(n, key=str(n), max_retries=1) for n in range(4)]
+    await pool.push_many(new)
+    assert told() == [{"p"}]
+    await pool.push_many(new)
+    assert told() == []
+    a, b, c = await pool.claim_many("w", 3)
+    await pool.release(a.id, token=1)
+    assert told() == [{"p"}]
+    await pool.complete(b.id, 1, token=1)
+    await pool.fail(c.id, "x", token=1)
+    assert told() == []
+    await pool.retry()
+    assert told() == [{"p"}]
+    await pool.retry()
+    assert told() == []
+    with store.bell.listen(a.id) as rung:
+        assert await pool.cancel([a.id, "p:nobody"]) == 1
+        assert rung.is_set()  # who waits for its result
+    assert told() == [{"p", "workers"}]
+    assert await pool.cancel([a.id]) == 0
+    assert told() == []
+    await pool.pause(math.inf)
+    assert await pool.paused() == math.inf
+    await pool.pause(None)
+    assert await pool.paused() is None
+    assert told() == [{"p"}, {"p"}]
+    await store.signals.send("c", 1)
+    assert told() == [{"c", "signals"}]
+    await store.registration.register(WorkerRegistration(worker_id="w"))
+    assert told() == []
+    await store.registration.update_status("w", "terminating")
+    assert told() == [{"workers"}]
+    await store.fleet("p").set_target(3)
+    await store.fleet("p").decide({"id": "d", "outcome": "applied", "target": 4})
+    assert told() == [{"p"}, {"p", "fleet/p/scale"}]
+
+
+async def test_a_claim_of_many_is_bounded_by_the_limit_of_the_pool(store):
+    pool = store.work.pool("p")
+    await pool.push_many([pool.new(n, key=str(n)) for n in range(9)])
+    assert len(await pool.claim_many("w", 9, limit=4)) == 4
+    assert len(await pool.claim_many("v", 9, (), 6)) == 2
+    assert len(await pool.claim_many("v", 9)) == 3
+
+
+async def test_every_end_of_an_attempt_tells_what_was_walked(store):
+    pool = store.work.pool("p")
+    await pool.push(1, {"key": "a"})
+    await pool.release("p:a", token=(await pool.claim("w")).token, walked=("a",))
+    await pool.fail("p:a", "x", token=(await pool.claim("w")).token, retry_after=0.0, walked=("b", "c"))
+    await pool.complete("p:a", 1, token=(await pool.claim("w")).token, walked=("d",))
+    assert [each.walked for each in await pool.attempts("p:a")] == [("a",), ("b", "c"), ("d",)]
+
+
+async def test_the_record_of_a_fleet(store):
+    record = store.fleet("papers")
+    assert (record.name, record.channel) == ("papers", "fleet/papers/scale")
+    assert (await record.target(), await record.decisions(), await record.decision("d1")) == (None, [], None)
+    await record.set_target(3)
+    assert await store.fleet("papers").target() == 3
+    assert await store.fleet("other").target() is None
+    await record.decide({"id": "d1", "outcome": "applied", "target": 5})
+    await record.decide({"id": "d2", "outcome": "refused", "target": 9})
+    assert await record.target() == 5
+    assert [each["id"] for each in await record.decisions()] == ["d1", "d2"]
+    assert [each["id"] for each in await record.decisions(1)] == ["d2"]
+    assert (await record.decision("d1"))["target"] == 5
+    await record.set_target(None)
+    assert await record.target() is None
+    with pytest.raises(UsageError):
+        store.fleet("no/fleet")
+
+
+async def test_the_hosts_of_a_fleet_are_the_living_ones(store):
+    me, gone = this_process(), f"{machine()}/999999999/1"
+    for key, owner, lease in (
+        (f"host/papers/{me}", me, 60.0),
+        (f"host/papers/{gone}", gone, 60.0),
+        ("host/papers/elsewhere/7/8", "elsewhere/7/8", 60.0),
+        ("host/papers/late", "late", -1.0),
+        (f"host/papers2/{me}", me, 60.0),
+        (f"host/paper/{me}", me, 60.0),
+    ):
+        assert await store.driver.lock(key, owner, lease)
+    assert sorted(await store.fleet("papers").hosts()) == sorted([me, "elsewhere/7/8"])
+    assert await store.fleet("none").hosts() == []
+
+
+async def test_a_config_is_put_again_when_housekeeping_might_take_it_for_old(store, monkeypatch):
+    puts, put = [], store.driver.put
+
+    async def counted(key, value):
+        puts.append(key)
+        await put(key, value)
+
+    monkeypatch.setattr(store.driver, "put", counted)
+    for _ in range(3):
+        await store.configs.put("raw")
+    assert len(puts) == 1
+    later = time.monotonic() + CONFIG_FRESH
+    monkeypatch.setattr("flatfleet.runtime.stores.store.time.monotonic", lambda: later)
+    await store.configs.put("raw")
+    assert len(puts) == 2
+    assert CONFIG_FRESH < CONFIG_GRACE / 2
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -537,3 +670,18 @@ def test_a_name_that_cannot_be_a_pool(store, name):
 @pytest.mark.parametrize("name", ["p", "papers", "my.task_v2-x", "x" * 64, "7"])
 def test_a_name_that_can(name):
     assert check_pool(name) == name
+
+
+@pytest.mark.parametrize(("version", "says"), [(1, "an older flatfleet"), (99, "a newer flatfleet")])
+async def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path, version, says):
+    file = tmp_path / "fleet.db"
+    made = open_store(f"sqlite:{file}")
+    await made.work.pool("p").push({"n": 1})
+    await made.close()
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    before, opened = file.read_bytes(), open_store(f"sqlite:{file}")
+    with pytest.raises(StoreError, match=f"{says}.*name another file with --store"):
+        await opened.work.pool("p").counts()
+    await opened.close()
+    assert file.read_bytes() == before

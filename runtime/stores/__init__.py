@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from flatfleet.runtime.errors import StoreUrlError, did_you_mean
 from flatfleet.runtime.owner import this_process
-from flatfleet.runtime.stores.contract import LEASE, Driver
+from flatfleet.runtime.stores.contract import Driver
+from flatfleet.runtime.stores.records import LEASE
 from flatfleet.runtime.stores.store import Store
 
 SCHEMES = ("memory", "sqlite")
 DEFAULT_URL = "sqlite:fleet.db"
+PLUGINS = "flatfleet.stores"
+"""The entry points of stores that are not ours: URL scheme → `function(url, must_exist)` → a Driver."""
 
 
 def open_store(
@@ -19,13 +23,15 @@ def open_store(
     """Return the store behind a URL; it connects when it is first used.
 
     `memory:` lives and dies with the process. `sqlite:PATH[?synchronous=NORMAL|FULL]` is a file, relative to the
-    working folder. Raises StoreUrlError for anything else. With `must_exist` a file that is not there is not made:
-    StoreUnavailable when it is first used.
+    working folder. Other kinds come from packages that declare them (docs/backends.md). Raises StoreUrlError for the
+    rest. With `must_exist` a file that is not there is not made: StoreUnavailable when it is first used.
     """
-    return Store(_driver(url, must_exist), url, owner or this_process(), lease)
+    driver, file = _driver(url, must_exist)
+    return Store(driver, url, owner or this_process(), lease, file)
 
 
-def _driver(url: str, must_exist: bool) -> Driver:
+def _driver(url: str, must_exist: bool) -> tuple[Driver, Path | None]:
+    """The driver, and the file that all processes with this store share."""
     parts = urlsplit(url)
     if parts.scheme == "memory":
         from flatfleet.runtime.stores.memory import MemoryDriver
@@ -33,7 +39,7 @@ def _driver(url: str, must_exist: bool) -> Driver:
         if url != "memory:":
             raise StoreUrlError(f"store URL '{url}': a store in memory has no name; write memory:")
 
-        return MemoryDriver()
+        return MemoryDriver(), None
     if parts.scheme == "sqlite":
         from flatfleet.runtime.stores.sqlite import SQLiteDriver
 
@@ -44,8 +50,14 @@ def _driver(url: str, must_exist: bool) -> Driver:
             raise StoreUrlError(f"store URL '{url}': the only option is synchronous=NORMAL or synchronous=FULL")
         if not path or path.endswith("/"):
             raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
-        return SQLiteDriver(path, synchronous, must_exist=must_exist)
+        file = Path(path).expanduser().absolute()
+        return SQLiteDriver(file, synchronous, must_exist=must_exist), file
+    from importlib.metadata import entry_points
+
+    for plugin in entry_points(group=PLUGINS, name=parts.scheme):
+        return plugin.load()(url, must_exist), None
     scheme = parts.scheme or url
+    known = (*SCHEMES, *entry_points(group=PLUGINS).names)
     raise StoreUrlError(
-        f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, SCHEMES)} (as in {DEFAULT_URL})"
+        f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"
     )

@@ -1,35 +1,75 @@
-"""Waking waiters of this process: a topic is rung, whoever listens to it looks again."""
+"""Waking waiters: a topic is rung, whoever listens to it looks again; in this process, or in all that use the store."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from flatfleet.runtime.stores.datagrams import Topics
+from flatfleet.runtime.stores.wire import Wire
 
 
 class Bell:
-    """Topics that can be rung and listened to; a ring reaches all who listen at that moment."""
+    """Topics that can be rung and listened to; a ring reaches all who listen at that moment.
 
-    def __init__(self) -> None:
+    `file` is the store's own, for a store that other processes may use. They are reached within some milliseconds if
+    they are on this host and this user's; that is a hint, and a listener who must not miss anything also polls.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._wire = Wire(file) if file is not None else None
 
     def ring(self, *topics: str) -> None:
-        for topic in topics:
-            for listener in self._listeners.get(topic, ()):
-                listener.set()
+        """Wake who listens in this process."""
+        self._ring(topics)
+
+    def announce(self, *topics: str) -> None:
+        """Wake who listens in this process, and in every other that uses the store. Never blocks, never raises."""
+        self._ring(topics)
+        if self._wire is not None and topics:
+            self._wire.announce(topics)
 
     @contextmanager
-    def listen(self, topic: str) -> Iterator[asyncio.Event]:
-        """Yield an event that every ring sets. Listen first and look then, so that no ring is missed."""
+    def listen(self, *topics: str) -> Iterator[asyncio.Event]:
+        """Yield an event that every ring of one of the topics sets. Listen first and look then: no ring is missed."""
+        self.open()
         event = asyncio.Event()
-        self._listeners[topic].add(event)
+        for topic in topics:
+            self._listeners[topic].add(event)
         try:
             yield event
         finally:
-            self._listeners[topic].discard(event)
-            if not self._listeners[topic]:
-                del self._listeners[topic]
+            for topic in topics:
+                self._listeners[topic].discard(event)
+                if not self._listeners[topic]:
+                    del self._listeners[topic]
+
+    @property
+    def hears(self) -> bool:
+        """True while other processes of this host can wake who listens here."""
+        return self._wire is not None and self._wire.hears
+
+    def open(self) -> None:
+        """Hear on the running loop what other processes announce, if that is not so already."""
+        if self._wire is not None:
+            self._wire.open(self._hear)
+
+    async def close(self) -> None:
+        """Send what was announced, and hear other processes no longer."""
+        if self._wire is not None:
+            self._wire.close()
+
+    def _hear(self, topics: Topics) -> None:
+        self._ring(list(self._listeners) if topics is None else topics)
+
+    def _ring(self, topics: Iterable[str]) -> None:
+        for topic in topics:
+            for listener in self._listeners.get(topic, ()):
+                listener.set()
 
 
 async def heard(event: asyncio.Event, timeout: float) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
-from flatfleet.runtime.stores.contract import Driver, SnapshotRow
+from flatfleet.runtime.stores.contract import Driver
+from flatfleet.runtime.stores.records import WAITING, WAITING_STOCK, SnapshotRow
 from flatmachines.persistence import PersistenceBackend
 
 _SNAPSHOT = re.compile(r"(?P<id>.+)/(?P<name>step_\d+_\w+\.json)")
@@ -28,7 +30,11 @@ def row_of(key: str, value: bytes) -> SnapshotRow | None:
 
 
 class Checkpoints(PersistenceBackend):
-    """Checkpoints for whoever speaks the SDK's protocol; flatfleet's own machines go through `journal.Journal`."""
+    """Checkpoints for whoever speaks the SDK's protocol; flatfleet's own machines go through `journal.Journal`.
+
+    A machine that parks through this one is found by its channel, as the SDK's dispatcher does; ours leaves it alone, and
+    what is sent to it stays in the channel, where it consumes it.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -36,7 +42,8 @@ class Checkpoints(PersistenceBackend):
     async def save(self, key: str, value: bytes) -> None:
         row = row_of(key, value)
         if row is not None:
-            await self.driver.save_snapshot(row, None, None)
+            event = WAITING_STOCK if row.event == WAITING else row.event
+            await self.driver.save_snapshot(replace(row, event=event), None, None)
         elif not key.endswith("/latest"):
             await self.driver.put(f"blob:{key}", value.decode("latin-1"))
 
@@ -59,7 +66,9 @@ class Checkpoints(PersistenceBackend):
             await self.delete_execution(parts[0])
 
     async def list_execution_ids(self, *, event: str | None = None, waiting_channel: str | None = None) -> list[str]:
-        return [row.execution_id for row in await self.driver.snapshots(event, waiting_channel)]
+        parked = event == WAITING or (event is None and waiting_channel is not None)
+        events = (WAITING, WAITING_STOCK) if parked else (event,)
+        return [row.execution_id for each in events for row in await self.driver.snapshots(each, waiting_channel)]
 
     async def delete_execution(self, execution_id: str) -> None:
         await self.driver.drop_snapshots(execution_id)

@@ -18,11 +18,14 @@ from typing import Any, TypeVar
 
 import aiosqlite
 from flatfleet.runtime.errors import FleetError, StoreUnavailable
+from flatfleet.runtime.stores.advice import advice
+from flatfleet.runtime.stores.buckets import Event, Kind
 from flatfleet.runtime.stores.busy import is_busy, patiently
+from flatfleet.runtime.stores.sqlite_metrics import keep
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x666C6565  # "flee"
 CHECK_EVERY = 1.0
 OLDEST_SQLITE = (3, 35)
@@ -41,7 +44,7 @@ def statements() -> dict[str, str]:
 class Tx:
     """What an operation sees: the connection inside a transaction, the time, and the counters to move."""
 
-    __slots__ = ("counts", "db", "now", "once", "sql")
+    __slots__ = ("counts", "db", "events", "now", "once", "sql")
 
     def __init__(self, db: sqlite3.Connection, now: float) -> None:
         self.db = db
@@ -49,6 +52,7 @@ class Tx:
         self.sql = statements()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.once: set[str] = set()
+        self.events: list[Event] = []
 
     def run(self, name: str, args: Any = ()) -> sqlite3.Cursor:
         """Execute the named statement."""
@@ -60,6 +64,10 @@ class Tx:
             self.counts[pool, source] -= n
         if target is not None:
             self.counts[pool, target] += n
+
+    def note(self, pool: str, kind: Kind, value: float, more: float = 0.0) -> None:
+        """Measure something that happened in the pool: `buckets.Bucket.add`."""
+        self.events.append((pool, kind, value, more))
 
 
 @dataclass(slots=True)
@@ -90,6 +98,7 @@ class GroupCommit:
     _queue: list[_Call] = field(default_factory=list)
     _connection: aiosqlite.Connection | None = None
     _reader: aiosqlite.Connection | None = None
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     _flusher: asyncio.Task[None] | None = None
     _undoing: set[asyncio.Task[Any]] = field(default_factory=set)
     _inode: int = 0
@@ -118,11 +127,22 @@ class GroupCommit:
         """Run a long read on a second connection, so that writers do not wait for it."""
         await self._open()
         if self._reader is None:
-            self._reader = await self._connect()
+            async with self._opening:
+                self._reader = self._reader or await self._connect()
         try:
             return await _in_thread(self._reader, self._read, op, args)
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
+
+    async def alone(self, act: Callable[[Path], T]) -> T:
+        """Run `act(path)` in a thread while no connection of this object is open; operations wait until it is done."""
+        await self._open()
+        async with self._opening:
+            await self._hang_up()
+            try:
+                return await asyncio.to_thread(act, self.path)
+            except (sqlite3.Error, OSError) as error:
+                raise self._unavailable(error) from error
 
     async def close(self) -> None:
         """Commit what is queued and close; the write-ahead log is folded into the file."""
@@ -130,6 +150,9 @@ class GroupCommit:
             await asyncio.wait([self._flusher])
         if self._undoing:
             await asyncio.gather(*self._undoing, return_exceptions=True)
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
         connections, self._connection, self._reader = (self._reader, self._connection), None, None
         for connection in connections:
             if connection is not None:
@@ -172,22 +195,26 @@ class GroupCommit:
 
     async def _open(self) -> aiosqlite.Connection:
         if self._connection is None:
-            if self.must_exist and not self.path.exists():
-                raise StoreUnavailable(
-                    f"there is no store {self.path}: run a launcher first, or name the right one with --store"
-                )
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = await self._connect()
-                try:
-                    await _in_thread(connection, lambda db: patiently(lambda: self._prepare(db)))
-                except BaseException:
-                    await connection.close()
-                    raise
-                self._connection = connection
-            except (sqlite3.Error, OSError) as error:
-                raise self._unavailable(error) from error
+            async with self._opening:
+                self._connection = self._connection or await self._begin()
         return self._connection
+
+    async def _begin(self) -> aiosqlite.Connection:
+        if self.must_exist and not self.path.exists():
+            raise StoreUnavailable(
+                f"there is no store {self.path}: run a launcher first, or name the right one with --store"
+            )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = await self._connect()
+            try:
+                await _in_thread(connection, lambda db: patiently(lambda: self._prepare(db)))
+            except BaseException:
+                await connection.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            raise self._unavailable(error) from error
+        return connection
 
     async def _connect(self) -> aiosqlite.Connection:
         connection = aiosqlite.connect(
@@ -201,7 +228,7 @@ class GroupCommit:
             raise
 
     def _unavailable(self, error: BaseException) -> StoreUnavailable:
-        return StoreUnavailable(f"the store {self.path} cannot be used: {error}. {_advice(str(error))}")
+        return StoreUnavailable(f"the store {self.path} cannot be used: {error}. {advice(str(error))}")
 
     # -- the connection thread's side ------------------------------------------------------------------------------------
 
@@ -217,10 +244,11 @@ class GroupCommit:
             tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
             if tables and db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise StoreUnavailable(f"{self.path} is a database of another program; name another file with --store")
-            if version > SCHEMA_VERSION:
+            if tables and version != SCHEMA_VERSION:
+                age = "a newer" if version > SCHEMA_VERSION else "an older"
                 raise StoreUnavailable(
-                    f"{self.path} was made by a newer flatfleet (schema {version}, this one knows {SCHEMA_VERSION}); "
-                    "upgrade flatfleet, or name another file with --store"
+                    f"{self.path} was made by {age} flatfleet (schema {version}, this one has {SCHEMA_VERSION}); "
+                    "go on with that one, or name another file with --store"
                 )
             if not tables:
                 for statement in statements()["schema"].split(";"):
@@ -250,18 +278,21 @@ class GroupCommit:
                 call.done = call.error is None and not call.future.cancelled()
                 if not call.done:
                     continue
-                tx.counts, changes = Counter(), db.total_changes
+                tx.counts, changes, noted = Counter(), db.total_changes, len(tx.events)
                 try:
                     call.result = call.op(tx, *call.args)
                 except BaseException as error:
                     call.error = error
                     if db.in_transaction and db.total_changes == changes and not _fatal(error):
+                        del tx.events[noted:]
                         continue  # it changed nothing, as nearly all that fail
                     raise
                 counts.update(tx.counts)
             moved = [(pool, state, n) for (pool, state), n in counts.items() if n]
             if moved:
                 db.executemany(tx.sql["count"], moved)
+            if tx.events:
+                keep(tx)
             db.execute("COMMIT")
         except BaseException as error:
             if db.in_transaction:
@@ -316,19 +347,3 @@ async def _in_thread(connection: Any, function: Callable[..., T], *args: Any) ->
 def _fatal(error: BaseException) -> bool:
     """True for faults of the database itself, which the other operations of a batch would meet, too."""
     return isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_CALL)
-
-
-def _advice(text: str) -> str:
-    for words, advice in (
-        ("readonly", "The file or its folder is read-only: change its permissions, or name another with --store"),
-        ("unable to open", "Check that the folder exists and can be written, or name another file with --store"),
-        ("full", "Free some disk space and run the same command again: what was acknowledged is kept"),
-        ("locked", "Another process holds it for a minute already: end that process"),
-        ("not a database", "The file is not an SQLite database: move it away, or name another with --store"),
-        ("malformed", "The file is damaged: restore a copy, or `sqlite3 FILE .recover`; a new --store starts afresh"),
-        ("denied", "Change its permissions, or name another file with --store"),
-        ("Not a directory", "A part of the path is a file: name another path with --store"),
-    ):
-        if words.lower() in text.lower():
-            return advice + "."
-    return "Check the disk and the file, then run the same command again."

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flatfleet.runtime.errors import LeaseLost, WorkerConflict
-from flatfleet.runtime.stores.contract import LIVE_WORKER, Beat, SnapshotRow
+from flatfleet.runtime.stores.memory_fleets import MemoryFleets
+from flatfleet.runtime.stores.memory_gc import MemoryGc
 from flatfleet.runtime.stores.memory_items import MemoryItems
+from flatfleet.runtime.stores.memory_signals import MemorySignals
 from flatfleet.runtime.stores.memory_tables import Worker
-from flatfleet.runtime.stores.text import dump, stamp
-from flatmachines import Signal, WorkerRecord, WorkerRegistration
+from flatfleet.runtime.stores.records import LIVE_WORKER, Beat, SnapshotRow
+from flatfleet.runtime.stores.text import dump, moment, stamp
+from flatmachines import WorkerRecord, WorkerRegistration
 
 
-class MemoryDriver(MemoryItems):
+class MemoryDriver(MemoryItems, MemorySignals, MemoryFleets, MemoryGc):
     """A store for one process and one run; `clock` returns seconds since the epoch."""
 
     durable = False
@@ -77,6 +78,8 @@ class MemoryDriver(MemoryItems):
         if worker_id not in self._workers:
             raise KeyError(f"no worker {worker_id!r} in this store")
         worker = self._workers[worker_id]
+        if status == "terminating" and worker.status not in LIVE_WORKER:
+            return
         worker.status = status
         worker.metadata |= told
 
@@ -84,6 +87,10 @@ class MemoryDriver(MemoryItems):
         chosen = self._workers.values() if worker_id is None else filter(None, [self._workers.get(worker_id)])
         tasks = self._tasks()
         return [self._worker_record(worker, tasks) for worker in chosen]
+
+    async def draining(self, owner: str) -> dict[str, float | None]:
+        told = [w for w in self._workers.values() if w.status == "terminating" and w.owner == owner]
+        return {worker.id: moment(worker.metadata.get("drain_until")) for worker in told}
 
     async def owners(self) -> list[str]:
         claiming = {entry.owner for pool in self._pools.values() for entry in pool.claims.values() if entry.owner}
@@ -109,6 +116,7 @@ class MemoryDriver(MemoryItems):
 
     async def put(self, key: str, value: Any) -> None:
         self._entries[key] = dump(value, f"the entry {key!r}")
+        self._written[key] = self._clock()
 
     async def get(self, key: str) -> tuple[bool, Any]:
         text = self._entries.get(key)
@@ -116,10 +124,13 @@ class MemoryDriver(MemoryItems):
 
     async def drop(self, key: str) -> None:
         self._entries.pop(key, None)
+        self._written.pop(key, None)
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
-    async def save_snapshot(self, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None) -> None:
+    async def save_snapshot(
+        self, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None, acks: Sequence[str] = ()
+    ) -> None:
         if fence is not None and not self._holds(*fence):
             raise LeaseLost(
                 f"the checkpoint of {row.execution_id!r}: token {fence[1]} does not hold item {fence[0]!r} any more; "
@@ -128,6 +139,10 @@ class MemoryDriver(MemoryItems):
         self._snapshots.save(replace(row, body=bytes(row.body), updated=self._clock()))
         if drop:
             self._snapshots.drop(drop, keep=row.execution_id)
+        if row.event == "machine_end":
+            self._snapshots.inboxes.delete(row.execution_id)
+        elif acks:
+            self._snapshots.inboxes.acknowledge(row.execution_id, acks)
 
     async def load_snapshot(self, execution_id: str) -> SnapshotRow | None:
         return self._snapshots.rows.get(execution_id)
@@ -138,29 +153,6 @@ class MemoryDriver(MemoryItems):
     async def snapshots(self, event: str | None, channel: str | None) -> list[SnapshotRow]:
         rows = self._snapshots.rows.values()
         return [replace(r, body=b"") for r in rows if event in (None, r.event) and channel in (None, r.channel)]
-
-    # -- signals ---------------------------------------------------------------------------------------------------
-
-    async def send(self, channel: str, data: Any) -> str:
-        copy = json.loads(dump(data, f"the message to {channel!r}"))
-        signal = Signal(id=uuid.uuid4().hex, channel=channel, data=copy, created_at=stamp(self._clock()))
-        self._signals.setdefault(channel, deque()).append(signal)
-        return str(signal.id)
-
-    async def consume(self, channel: str) -> Signal | None:
-        queue = self._signals.get(channel)
-        if not queue:
-            return None
-        signal = queue.popleft()
-        if not queue:
-            del self._signals[channel]
-        return signal
-
-    async def peek(self, channel: str) -> list[Signal]:
-        return [replace(s, data=json.loads(json.dumps(s.data))) for s in self._signals.get(channel, ())]
-
-    async def channels(self) -> list[str]:
-        return sorted(self._signals)
 
     # -- locks -----------------------------------------------------------------------------------------------------
 
@@ -175,6 +167,11 @@ class MemoryDriver(MemoryItems):
     async def unlock(self, key: str, owner: str) -> None:
         if key in self._locks and self._locks[key][0] == owner:
             del self._locks[key]
+
+    async def locks(self, prefix: str) -> list[tuple[str, str, float]]:
+        now = self._clock()
+        held = [(key, *lock) for key, lock in self._locks.items() if key.startswith(prefix) and lock[1] > now]
+        return sorted(held)
 
     async def close(self) -> None:
         """Do nothing: there is nothing to close, and what is stored can still be read."""

@@ -1,24 +1,21 @@
-"""The item operations of the memory store: push, claim, and every way in which an attempt ends."""
+"""What changes items in the memory store: push, claim, and every way in which an attempt ends."""
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Collection, Sequence
-from itertools import islice
-from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import PROVIDER_WAIT, backoff, crash_text
-from flatfleet.runtime.stores.contract import Attempt, Claim, Counts, Failure, Item, NewItem, Outcome, State
+from flatfleet.runtime.stores.memory_metrics import MemoryMetrics
 from flatfleet.runtime.stores.memory_pool import Entry, Pool
-from flatfleet.runtime.stores.memory_tables import Tables
-from flatfleet.runtime.stores.text import dump, stamp, storable
+from flatfleet.runtime.stores.memory_reads import MemoryReads
+from flatfleet.runtime.stores.records import WALKED, Attempt, Claim, Failure, NewItem, Outcome, State
+from flatfleet.runtime.stores.text import CANCELLED, dump, stamp, state_in, storable
 
 
-class MemoryItems(Tables):
+class MemoryItems(MemoryReads, MemoryMetrics):
     """The part of `contract.Driver` under "Items"; no operation awaits anything, so each is one atomic step."""
 
     async def push(self, pool: str, items: Sequence[NewItem]) -> list[bool]:
@@ -30,17 +27,31 @@ class MemoryItems(Tables):
             added.append(new)
             if new:
                 self._add(pool, item, text, now)
+        if n := sum(added):
+            self._note(pool, now, "pushed", n)
         return added
 
     async def claim(
-        self, pool: str, worker: str, owner: str, n: int, lease: float, capabilities: Collection[str]
+        self,
+        pool: str,
+        worker: str,
+        owner: str,
+        n: int,
+        lease: float,
+        capabilities: Collection[str],
+        limit: int | None = None,
     ) -> list[Claim]:
         line, now = self._pools.get(pool), self._clock()
+        self._first_ask(pool, worker, now)
         if line is None:
             return []
         line.settle(now)
         for entry in list(line.overdue.values()):
             self._crash(line, entry, now, "its lease ran out")
+        if self._pauses and await self.paused(pool) is not None:
+            return []
+        if limit is not None:
+            n = min(n, limit - len(line.claims))
         able = frozenset(capabilities)
         claims: list[Claim] = []
         alone = line.has_suspects() and not self._holds_suspect(owner)
@@ -49,18 +60,24 @@ class MemoryItems(Tables):
             chosen.token += 1
             chosen.worker, chosen.owner, chosen.started = worker, owner, now
             line.move(chosen, "claimed", now + lease)
+            self._note(pool, now, "claimed", now - chosen.ready_at)
             claims.append(_claim(chosen))
         return claims
 
-    async def complete(self, item_id: str, result: Any, token: int | None, cost: float) -> None:
+    async def complete(
+        self, item_id: str, result: Any, token: int | None, cost: float, walked: Sequence[str] = ()
+    ) -> None:
         text = dump(result, f"the result of item {item_id!r}")
         entry, now = self._held(item_id, token), self._clock()
-        _record(entry, now, "completed", cost=cost)
+        _record(entry, now, "completed", cost=cost, walked=walked)
         entry.result, entry.finished, entry.error_type, entry.error = text, now, None, None
         self._snapshots.drop_tree(item_id)
         self._pools[entry.pool].move(entry, "completed")
+        self._note(entry.pool, now, "completed", now - (entry.started or now), now - entry.created)
 
-    async def fail(self, item_id: str, failure: Failure, token: int | None, cost: float) -> State:
+    async def fail(
+        self, item_id: str, failure: Failure, token: int | None, cost: float, walked: Sequence[str] = ()
+    ) -> State:
         entry, now = self._held(item_id, token), self._clock()
         kind, text = storable(failure.type), storable(failure.text)
         entry.attempts += failure.consume
@@ -69,15 +86,17 @@ class MemoryItems(Tables):
         if wait is None:
             wait = backoff(entry.attempts, entry.id) if failure.consume else PROVIDER_WAIT
         state: State = "dead" if dead else "delayed" if wait > 0 else "ready"
-        _record(entry, now, "failed" if failure.consume else "provider", error=(kind, text), cost=cost)
+        outcome: Literal["failed", "provider"] = "failed" if failure.consume else "provider"
+        _record(entry, now, outcome, error=(kind, text), cost=cost, walked=walked)
         entry.error_type, entry.error = kind, text
         self._snapshots.drop_finished(item_id)
         self._let_go(self._pools[entry.pool], entry, state, now, now + wait)
+        self._note(entry.pool, now, outcome, now - (entry.started or now))
         return state
 
-    async def release(self, item_id: str, token: int | None) -> None:
+    async def release(self, item_id: str, token: int | None, walked: Sequence[str] = ()) -> None:
         entry = self._held(item_id, token)
-        self._release(self._pools[entry.pool], entry, self._clock())
+        self._release(self._pools[entry.pool], entry, self._clock(), walked)
 
     async def hand_back(
         self, *, pool: str | None = None, worker: str | None = None, owner: str | None = None, crashed: bool
@@ -105,36 +124,29 @@ class MemoryItems(Tables):
             entry.attempts = entry.crashes = 0
             entry.error_type = entry.error = None
             entry.finished = None
+            entry.ready_at = self._clock()
             self._snapshots.drop_finished(item_id)
             line.move(entry, "ready")
         return len(chosen)
 
-    async def item(self, item_id: str) -> Item | None:
-        entry = self._items.get(item_id)
-        return None if entry is None else _item(entry)
+    async def cancel(self, pool: str, ids: Sequence[str]) -> int:
+        now, named = self._clock(), filter(None, map(self._items.get, dict.fromkeys(ids)))
+        chosen = [each for each in named if each.pool == pool and each.state in ("ready", "delayed", "claimed")]
+        if chosen:
+            self._pools[pool].withdraw({each for each in chosen if each.state != "claimed"})
+        for entry in chosen:
+            if entry.state == "claimed":
+                saved = self._snapshots.rows.get(entry.id)
+                _record(entry, now, "cancelled", error=CANCELLED, walked=state_in(saved.body if saved else None))
+            entry.error_type, entry.error = CANCELLED
+            self._snapshots.drop_tree(entry.id)
+            self._let_go(self._pools[pool], entry, "dead", now)
+        return len(chosen)
 
-    async def items(self, pool: str, state: State | None, limit: int, after: str | None) -> list[Item]:
-        start = -1 if after is None else self._entry(after).sequence
-        entries = self._pools[pool].entries if pool in self._pools else []
-        rest = islice(entries, bisect_right(entries, start, key=attrgetter("sequence")), None)
-        return [_item(entry) for entry in islice((e for e in rest if state in (None, e.state)), limit)]
-
-    async def attempts(self, item_id: str) -> list[Attempt]:
-        entry = self._items.get(item_id)
-        return [] if entry is None else list(entry.history)
-
-    async def counts(self, pool: str) -> Counts:
-        return self._pools[pool].counts(self._clock()) if pool in self._pools else Counts()
-
-    async def pools(self) -> list[str]:
-        return sorted(self._pools)
-
-    async def errors(self, pool: str) -> dict[str, int]:
-        dead = self._pools[pool].dead.values() if pool in self._pools else []
-        return dict(Counter(entry.error_type or "unknown" for entry in dead).most_common())
-
-    async def next_due(self, pool: str) -> float | None:
-        return self._pools[pool].next_due(self._clock()) if pool in self._pools else None
+    async def pause(self, pool: str, until: float | None) -> None:
+        self._pauses.pop(pool, None)
+        if until is not None:
+            self._pauses[pool] = until
 
     def _add(self, pool: str, item: NewItem, text: str, now: float) -> None:
         entry = Entry(
@@ -148,17 +160,12 @@ class MemoryItems(Tables):
             max_attempts=item.max_attempts,
             max_crashes=item.max_crashes,
             created=now,
+            ready_at=max(now, item.not_before),
         )
         line = self._pools.setdefault(pool, Pool())
         self._items[item.id] = entry
         line.entries.append(entry)
         line.move(entry, "delayed" if item.not_before > now else "ready", item.not_before)
-
-    def _entry(self, item_id: str) -> Entry:
-        try:
-            return self._items[item_id]
-        except KeyError:
-            raise KeyError(f"no item {item_id!r} in this store") from None
 
     def _held(self, item_id: str, token: int | None) -> Entry:
         """Return the entry if it is claimed, and under this token if one is given; raise LeaseLost otherwise."""
@@ -181,13 +188,14 @@ class MemoryItems(Tables):
         entry.error_type, entry.error = kind, text
         self._let_go(line, entry, "dead" if entry.crashes >= entry.max_crashes else "ready", now)
 
-    def _release(self, line: Pool, entry: Entry, now: float) -> None:
-        _record(entry, now, "released")
+    def _release(self, line: Pool, entry: Entry, now: float, walked: Sequence[str] = ()) -> None:
+        _record(entry, now, "released", walked=walked)
         self._let_go(line, entry, "ready", now)
 
     def _let_go(self, line: Pool, entry: Entry, state: State, now: float, due: float = 0.0) -> None:
         entry.worker = entry.owner = None
         entry.finished = now if state == "dead" else None
+        entry.ready_at = max(now, due)
         line.move(entry, state, due if state == "delayed" else 0.0)
 
 
@@ -198,9 +206,11 @@ def _record(
     *,
     error: tuple[str | None, str | None] = (None, None),
     cost: float = 0.0,
+    walked: Sequence[str] = (),
 ) -> None:
     started = now if entry.started is None else entry.started
-    entry.history.append(Attempt(entry.token, entry.worker or "", started, now, outcome, *error, cost))
+    states = tuple(walked)[-WALKED:] if walked else ()
+    entry.history.append(Attempt(entry.token, entry.worker or "", started, now, outcome, *error, cost, states))
 
 
 def _claim(entry: Entry) -> Claim:
@@ -218,30 +228,4 @@ def _claim(entry: Entry) -> Claim:
         token=entry.token,
         crashes=entry.crashes,
         lease_until=entry.due,
-    )
-
-
-def _item(entry: Entry) -> Item:
-    return Item(
-        id=entry.id,
-        pool=entry.pool,
-        key=entry.key,
-        state=entry.state or "ready",
-        data=json.loads(entry.data),
-        result=json.loads(entry.result),
-        priority=entry.priority,
-        due=entry.due,
-        token=entry.token,
-        attempts=entry.attempts,
-        crashes=entry.crashes,
-        max_attempts=entry.max_attempts,
-        max_crashes=entry.max_crashes,
-        requires=tuple(sorted(entry.needs)),
-        worker=entry.worker,
-        owner=entry.owner,
-        error_type=entry.error_type,
-        error=entry.error,
-        created=entry.created,
-        started=entry.started,
-        finished=entry.finished,
     )

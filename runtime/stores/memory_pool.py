@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Any
 
-from flatfleet.runtime.stores.contract import SUSPECT, Attempt, Counts, State
+from flatfleet.runtime.stores.records import SUSPECT, Attempt, Counts, State
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +39,8 @@ class Entry:
     error: str | None = None
     started: float | None = None
     finished: float | None = None
+    ready_at: float = 0.0
+    """Since when it waits, or will."""
     history: list[Attempt] = field(default_factory=list)
 
     @property
@@ -109,6 +113,15 @@ class Pool:
             del self._ready[entry.needs, entry.suspect]
         return entry
 
+    def withdraw(self, entries: Set[Entry]) -> None:
+        """Take ready and delayed entries out of the lines that they stand in; the caller moves them."""
+        for kind, line in list(self._ready.items()):
+            self._ready[kind] = _without(line, entries)
+            if not self._ready[kind]:
+                del self._ready[kind]
+        before, self._delayed = len(self._delayed), _without(self._delayed, entries)
+        self._ripe += before - len(self._delayed)
+
     def counts(self, now: float) -> Counts:
         self.settle(now)
         return Counts(
@@ -119,6 +132,13 @@ class Pool:
             completed=self._tally["completed"],
             dead=len(self.dead),
         )
+
+    def oldest(self, now: float, look: int) -> float | None:
+        """Since when the entry waits that has waited longest, among the first `look` of each line; None if none waits."""
+        self.settle(now)
+        heads = [heapq.nsmallest(look, line) for line in self._ready.values()]
+        waiting = [entry.ready_at for head in heads for _, _, entry in head]
+        return min([*waiting, *(entry.due for entry in self.overdue.values())], default=None)
 
     def next_due(self, now: float) -> float | None:
         """Return when the next delayed entry ripens or the next lease ends; an expired claim's end lies in the past."""
@@ -149,3 +169,9 @@ class Pool:
         if len(self._leases) > 2 * len(self.claims) + 64:
             self._leases = [(claim.due, next(self._ticks), claim) for claim in self.claims.values()]
             heapq.heapify(self._leases)
+
+
+def _without(heap: list[Any], entries: Set[Entry]) -> list[Any]:
+    left = [row for row in heap if row[-1] not in entries]
+    heapq.heapify(left)
+    return left

@@ -10,22 +10,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatfleet.runtime.errors import LeaseLost
+from flatfleet.runtime.stores import sqlite_executions as sql_executions
+from flatfleet.runtime.stores import sqlite_fleets as sql_fleets
+from flatfleet.runtime.stores import sqlite_gc as sql_gc
 from flatfleet.runtime.stores import sqlite_items as sql_items
+from flatfleet.runtime.stores import sqlite_metrics as sql_metrics
+from flatfleet.runtime.stores import sqlite_reads as sql_reads
+from flatfleet.runtime.stores import sqlite_signals as sql_signals
 from flatfleet.runtime.stores import sqlite_workers as sql_workers
-from flatfleet.runtime.stores.contract import (
-    Attempt,
-    Beat,
-    Claim,
-    Counts,
-    Failure,
-    Item,
-    NewItem,
-    SnapshotRow,
-    State,
-)
-from flatfleet.runtime.stores.group import GroupCommit, Tx
-from flatfleet.runtime.stores.text import dump, stamp
+from flatfleet.runtime.stores.buckets import Activity
+from flatfleet.runtime.stores.group import GroupCommit
+from flatfleet.runtime.stores.records import Attempt, Beat, Claim, Counts, Failure, Item, NewItem, SnapshotRow, State
+from flatfleet.runtime.stores.text import dump
 from flatmachines import Signal, WorkerRecord, WorkerRegistration
 
 PUSH_CHUNK = 1000
@@ -45,6 +41,7 @@ class SQLiteDriver:
     ) -> None:
         self._group = GroupCommit(Path(path).expanduser().absolute(), synchronous, clock, must_exist)
         self._crew = sql_workers.Crew()
+        self._asked: set[str] = set()
         self._write = self._group.run
         self._look = functools.partial(self._group.run, writes=False)
 
@@ -58,22 +55,36 @@ class SQLiteDriver:
         return added
 
     async def claim(
-        self, pool: str, worker: str, owner: str, n: int, lease: float, capabilities: Collection[str]
+        self,
+        pool: str,
+        worker: str,
+        owner: str,
+        n: int,
+        lease: float,
+        capabilities: Collection[str],
+        limit: int | None = None,
     ) -> list[Claim]:
-        return await self._write(sql_items.claim, pool, worker, owner, n, lease, capabilities, undo=self._unclaim)
+        told = (pool, worker, owner, n, lease, capabilities, limit, worker not in self._asked)
+        claims = await self._write(sql_items.claim, *told, undo=self._unclaim)
+        sql_workers.remember(self._asked, worker)
+        return claims
 
     async def _unclaim(self, claims: list[Claim]) -> None:
         for claim in claims:
             await self.release(claim.id, claim.token)
 
-    async def complete(self, item_id: str, result: Any, token: int | None, cost: float) -> None:
-        await self._write(sql_items.complete, item_id, result, token, cost)
+    async def complete(
+        self, item_id: str, result: Any, token: int | None, cost: float, walked: Sequence[str] = ()
+    ) -> None:
+        await self._write(sql_items.complete, item_id, result, token, cost, walked)
 
-    async def fail(self, item_id: str, failure: Failure, token: int | None, cost: float) -> State:
-        return await self._write(sql_items.fail, item_id, failure, token, cost)
+    async def fail(
+        self, item_id: str, failure: Failure, token: int | None, cost: float, walked: Sequence[str] = ()
+    ) -> State:
+        return await self._write(sql_items.fail, item_id, failure, token, cost, walked)
 
-    async def release(self, item_id: str, token: int | None) -> None:
-        await self._write(sql_items.release, item_id, token)
+    async def release(self, item_id: str, token: int | None, walked: Sequence[str] = ()) -> None:
+        await self._write(sql_items.release, item_id, token, walked)
 
     async def hand_back(
         self, *, pool: str | None = None, worker: str | None = None, owner: str | None = None, crashed: bool
@@ -85,32 +96,45 @@ class SQLiteDriver:
     async def retry(self, pool: str, ids: Sequence[str] | None) -> int:
         return await self._write(sql_items.retry, pool, ids)
 
+    async def cancel(self, pool: str, ids: Sequence[str]) -> int:
+        return await self._write(sql_items.cancel, pool, ids)
+
+    async def pause(self, pool: str, until: float | None) -> None:
+        await self._write(sql_items.pause, pool, until)
+
+    async def paused(self, pool: str) -> float | None:
+        return await self._look(sql_reads.paused, pool)
+
     async def item(self, item_id: str) -> Item | None:
-        return await self._look(sql_items.item, item_id)
+        return await self._look(sql_reads.item, item_id)
 
     async def items(self, pool: str, state: State | None, limit: int, after: str | None) -> list[Item]:
-        return await self._group.read(sql_items.items, pool, state, limit, after)
+        return await self._group.read(sql_reads.items, pool, state, limit, after)
 
     async def attempts(self, item_id: str) -> list[Attempt]:
-        return await self._look(sql_items.attempts, item_id)
+        return await self._look(sql_reads.attempts, item_id)
 
     async def counts(self, pool: str) -> Counts:
-        return await self._look(sql_items.counts, pool)
+        return await self._look(sql_reads.counts, pool)
 
     async def pools(self) -> list[str]:
-        return await self._look(sql_items.pools)
+        return await self._look(sql_reads.pools)
 
     async def errors(self, pool: str) -> dict[str, int]:
-        return await self._look(sql_items.errors, pool)
+        return await self._look(sql_reads.errors, pool)
 
     async def next_due(self, pool: str) -> float | None:
-        return await self._look(sql_items.next_due, pool)
+        return await self._look(sql_reads.next_due, pool)
+
+    async def metrics(self, pool: str, since: float, most: int) -> Activity:
+        return await self._group.read(sql_metrics.metrics, pool, since, most)
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
     async def register(
         self, worker: WorkerRegistration, owner: str, lease: float, metadata: Mapping[str, Any]
     ) -> WorkerRecord:
+        self._asked.discard(worker.worker_id)
         return await self._write(sql_workers.register, worker, owner, lease, dict(metadata))
 
     async def beat(self, owner: str, workers: Sequence[str], leases: Mapping[str, int], lease: float) -> Beat:
@@ -121,6 +145,9 @@ class SQLiteDriver:
 
     async def workers(self, worker_id: str | None = None) -> list[WorkerRecord]:
         return await self._look(sql_workers.workers, worker_id)
+
+    async def draining(self, owner: str) -> dict[str, float | None]:
+        return await self._look(sql_workers.draining, owner)
 
     async def owners(self) -> list[str]:
         return await self._look(lambda tx: [row[0] for row in tx.run("owners")])
@@ -135,7 +162,7 @@ class SQLiteDriver:
 
     async def put(self, key: str, value: Any) -> None:
         text = dump(value, f"the entry {key}")
-        await self._write(lambda tx: tx.run("put", (key, text)) and None)
+        await self._write(lambda tx: tx.run("put", (key, text, tx.now)) and None)
 
     async def get(self, key: str) -> tuple[bool, Any]:
         row = await self._look(lambda tx: tx.run("get", (key,)).fetchone())
@@ -144,57 +171,80 @@ class SQLiteDriver:
     async def drop(self, key: str) -> None:
         await self._write(lambda tx: tx.run("drop", (key,)) and None)
 
-    async def save_snapshot(self, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None) -> None:
-        await self._write(_save_snapshot, row, fence, drop)
+    async def save_snapshot(
+        self, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None, acks: Sequence[str] = ()
+    ) -> None:
+        await self._write(sql_executions.save, row, fence, drop, tuple(acks))
 
     async def load_snapshot(self, execution_id: str) -> SnapshotRow | None:
-        row = await self._look(lambda tx: tx.run("load_snapshot", (execution_id,)).fetchone())
-        return SnapshotRow(*row) if row else None
+        return await self._look(sql_executions.load, execution_id)
 
     async def drop_snapshots(self, execution_id: str) -> None:
-        await self._write(sql_items.drop_tree, execution_id)
+        await self._write(sql_executions.drop_tree, execution_id)
 
     async def snapshots(self, event: str | None, channel: str | None) -> list[SnapshotRow]:
-        rows = await self._look(lambda tx: tx.run("snapshots", {"event": event, "channel": channel}).fetchall())
-        return [SnapshotRow(row[0], row[1], b"", row[2], row[3], row[4]) for row in rows]
+        return await self._look(sql_executions.snapshots, event, channel)
 
     async def send(self, channel: str, data: Any) -> str:
         text, signal_id = dump(data, f"the message to {channel}"), uuid.uuid4().hex
         await self._write(lambda tx: tx.run("send", (signal_id, channel, text, tx.now)) and None)
         return signal_id
 
+    async def take(self, channel: str, waiter: str, skip: Collection[str] = ()) -> Signal | None:
+        ids = json.dumps(list(skip))
+        found, more = await self._look(sql_signals.look, channel, waiter, ids)
+        return found if found or not more else await self._write(sql_signals.take, channel, waiter, ids)
+
+    async def deliver(self, skip: Collection[str] = ()) -> list[str]:
+        ids = json.dumps(list(skip))
+        channels, woken = await self._look(sql_signals.due, ids)
+        return await self._write(sql_signals.deliver, ids) if channels else woken
+
     async def consume(self, channel: str) -> Signal | None:
-        row = await self._write(lambda tx: tx.run("consume", (channel,)).fetchone())
-        return _signal(row) if row else None
+        return await self._write(sql_signals.consume, channel)
 
     async def peek(self, channel: str) -> list[Signal]:
-        rows = await self._look(lambda tx: tx.run("peek", (channel,)).fetchall())
-        return [_signal(row) for row in rows]
+        return await self._look(sql_signals.peek, channel)
 
     async def channels(self) -> list[str]:
         return await self._look(lambda tx: [row[0] for row in tx.run("channels")])
 
     async def lock(self, key: str, owner: str, lease: float) -> bool:
-        return await self._write(
-            lambda tx: (
-                tx.run("lock", {"key": key, "owner": owner, "until": tx.now + lease, "now": tx.now}).rowcount == 1
-            )
-        )
+        return await self._write(sql_executions.lock, key, owner, lease)
 
     async def unlock(self, key: str, owner: str) -> None:
         await self._write(lambda tx: tx.run("unlock", (key, owner)) and None)
 
+    async def locks(self, prefix: str) -> list[tuple[str, str, float]]:
+        return await self._look(sql_executions.locks, prefix)
+
+    # -- fleets ----------------------------------------------------------------------------------------------------
+
+    async def decide(self, fleet: str, decision: Mapping[str, Any]) -> None:
+        await self._write(sql_fleets.decide, fleet, dict(decision))
+
+    async def decisions(self, fleet: str, last: int) -> list[dict[str, Any]]:
+        return await self._look(sql_fleets.decisions, fleet, last)
+
+    async def decision(self, fleet: str, decision_id: str) -> dict[str, Any] | None:
+        return await self._look(sql_fleets.decision, fleet, decision_id)
+
+    async def target(self, fleet: str) -> int | None:
+        return await self._look(sql_fleets.target, fleet)
+
+    async def set_target(self, fleet: str, target: int | None) -> None:
+        await self._write(sql_fleets.set_target, fleet, target)
+
+    async def fleets(self) -> list[str]:
+        return await self._look(sql_fleets.fleets)
+
+    # -- housekeeping ----------------------------------------------------------------------------------------------
+
+    async def gc(self, before: float) -> dict[str, int]:
+        return await sql_gc.gc(self._group, before)
+
+    async def vacuum(self) -> int:
+        return await sql_gc.shrink(self._group)
+
     async def close(self) -> None:
         await self._group.close()
-
-
-def _save_snapshot(tx: Tx, row: SnapshotRow, fence: tuple[str, int] | None, drop: str | None) -> None:
-    if fence is not None and tx.run("fence", fence).fetchone() is None:
-        raise LeaseLost(f"item {fence[0]}: token {fence[1]} no longer holds it; the checkpoint was refused")
-    tx.run("save_snapshot", (row.execution_id, row.name, row.body, row.event, row.channel, tx.now))
-    if drop:
-        tx.run("drop_range", (drop, drop + sql_items.LAST, row.execution_id))
-
-
-def _signal(row: tuple[str, str, str, float]) -> Signal:
-    return Signal(id=row[0], channel=row[1], data=json.loads(row[2]), created_at=stamp(row[3]))

@@ -1,29 +1,19 @@
-"""The item operations of the SQLite store: plain functions of one transaction."""
+"""What changes items in the SQLite store: plain functions of one transaction."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.backoff import PROVIDER_WAIT, backoff, crash_text
-from flatfleet.runtime.stores.contract import (
-    SUSPECT,
-    Attempt,
-    Claim,
-    Counts,
-    Failure,
-    Item,
-    NewItem,
-    Outcome,
-    State,
-)
 from flatfleet.runtime.stores.group import Tx
-from flatfleet.runtime.stores.text import dump, stamp, storable
-
-LAST = "\U0010ffff"
+from flatfleet.runtime.stores.records import SUSPECT, WALKED, Claim, Failure, NewItem, Outcome, State
+from flatfleet.runtime.stores.sqlite_executions import drop_finished, drop_tree
+from flatfleet.runtime.stores.sqlite_metrics import first_ask
+from flatfleet.runtime.stores.sqlite_reads import paused
+from flatfleet.runtime.stores.text import CANCELLED, dump, stamp, state_in, storable
 
 
 class _Held(NamedTuple):
@@ -54,20 +44,37 @@ def push(tx: Tx, pool: str, rows: Sequence[tuple[NewItem, str | None, str]]) -> 
         cursor = tx.run(
             "push",
             (item.id, pool, item.key, state, item.priority, item.not_before, item.max_attempts, item.max_crashes)
-            + (requires, tx.now),
+            + (requires, tx.now, max(tx.now, item.not_before)),
         )
         new = cursor.rowcount == 1
         added.append(new)
         if new:
             tx.run("push_payload", (cursor.lastrowid, data))
             tx.move(pool, None, state)
+    if n := sum(added):
+        tx.note(pool, "pushed", n)
     return added
 
 
 def claim(
-    tx: Tx, pool: str, worker: str, owner: str, n: int, lease: float, capabilities: Collection[str]
+    tx: Tx,
+    pool: str,
+    worker: str,
+    owner: str,
+    n: int,
+    lease: float,
+    capabilities: Collection[str],
+    limit: int | None = None,
+    first: bool = True,
 ) -> list[Claim]:
+    """`first`: the worker may not have asked before."""
+    if first:
+        first_ask(tx, pool, worker)
     recover(tx, pool)
+    if limit is not None:
+        n = min(n, limit - tx.run("held_up_to", (pool, max(limit, 0))).fetchone()[0])
+    if n < 1 or not _is_open(tx, pool):
+        return []
     rows = tx.run(
         "claim",
         {
@@ -87,7 +94,8 @@ def claim(
     if len(rows) > 1:
         rows.sort(key=lambda row: (-row[8], row[0]))
     claims, claimed_at = [], stamp(tx.now)
-    for _, item_id, key, token, attempts, crashes, max_attempts, created, _, data in rows:
+    for _, item_id, key, token, attempts, crashes, max_attempts, created, _, data, ready_at in rows:
+        tx.note(pool, "claimed", tx.now - ready_at)
         claims.append(
             Claim(
                 id=item_id,
@@ -120,18 +128,19 @@ def recover(tx: Tx, pool: str) -> None:
         _crash(tx, _Held(*row), "the lease ran out")
 
 
-def complete(tx: Tx, item_id: str, result: Any, token: int | None, cost: float) -> None:
+def complete(tx: Tx, item_id: str, result: Any, token: int | None, cost: float, walked: Sequence[str] = ()) -> None:
     text = dump(result, f"the result of {item_id}")
     row = tx.run("complete", {"id": item_id, "token": token, "now": tx.now}).fetchone()
     if row is None:
         raise _lost(tx, item_id, token)
-    seq, pool, held, worker, started = row
-    tx.run("put_result", (seq, held, worker, started, tx.now, cost, text))
+    seq, pool, held, worker, started, created = row
+    tx.run("put_result", (seq, held, worker, started, tx.now, cost, _walked(walked), text))
     drop_tree(tx, item_id)
     tx.move(pool, "claimed", "completed")
+    tx.note(pool, "completed", tx.now - started, tx.now - created)
 
 
-def fail(tx: Tx, item_id: str, failure: Failure, token: int | None, cost: float) -> State:
+def fail(tx: Tx, item_id: str, failure: Failure, token: int | None, cost: float, walked: Sequence[str] = ()) -> State:
     held = _claimed(tx, item_id, token)
     attempts = held.attempts + failure.consume
     wait = failure.retry_after
@@ -139,14 +148,15 @@ def fail(tx: Tx, item_id: str, failure: Failure, token: int | None, cost: float)
         wait = backoff(attempts, item_id) if failure.consume else PROVIDER_WAIT
     dead = failure.consume and (failure.permanent or attempts >= held.max_attempts)
     state: State = "dead" if dead else "delayed" if wait > 0 else "ready"
-    outcome: Outcome = "failed" if failure.consume else "provider"
-    _end(tx, held._replace(attempts=attempts), outcome, state, failure, due=tx.now + wait, cost=cost)
+    outcome: Literal["failed", "provider"] = "failed" if failure.consume else "provider"
+    _end(tx, held._replace(attempts=attempts), outcome, state, failure, tx.now + wait, cost, walked)
     drop_finished(tx, item_id)
+    tx.note(held.pool, outcome, tx.now - held.started)
     return state
 
 
-def release(tx: Tx, item_id: str, token: int | None) -> None:
-    _end(tx, _claimed(tx, item_id, token), "released", "ready")
+def release(tx: Tx, item_id: str, token: int | None, walked: Sequence[str] = ()) -> None:
+    _end(tx, _claimed(tx, item_id, token), "released", "ready", walked=walked)
 
 
 def hand_back(tx: Tx, pool: str | None, worker: str | None, owner: str | None, crashed: bool) -> int:
@@ -169,12 +179,38 @@ def retry(tx: Tx, pool: str, ids: Sequence[str] | None) -> int:
         ids = [row[0] for row in tx.run("dead_ids", (pool,)).fetchall()]
     n = 0
     for item_id in ids:
-        if tx.run("redrive", (item_id, pool)).rowcount:
+        if tx.run("redrive", (tx.now, item_id, pool)).rowcount:
             drop_finished(tx, item_id)
             n += 1
     if n:
         tx.move(pool, "dead", "ready", n)
     return n
+
+
+def cancel(tx: Tx, pool: str, ids: Sequence[str]) -> int:
+    n = 0
+    for item_id in ids:
+        row = tx.run("cancellable", (item_id, pool)).fetchone()
+        if row is None:
+            continue
+        held, state = _Held(*row[:-1]), row[-1]
+        if state == "claimed":
+            saved = tx.run("load_snapshot", (item_id,)).fetchone()
+            _end(tx, held, "cancelled", "dead", Failure(*CANCELLED), walked=state_in(saved[2] if saved else None))
+        else:
+            tx.run("settle", ("dead", 0.0, held.attempts, held.crashes, *CANCELLED, tx.now, tx.now, held.seq))
+            tx.move(pool, state, "dead")
+        drop_tree(tx, item_id)
+        n += 1
+    return n
+
+
+def pause(tx: Tx, pool: str, until: float | None) -> None:
+    tx.once.discard(_open_key(pool))
+    if until is None:
+        tx.run("resume", (pool,))
+    else:
+        tx.run("pause", (pool, until))
 
 
 def renew(tx: Tx, leases: Mapping[str, int], until: float) -> list[str]:
@@ -183,66 +219,27 @@ def renew(tx: Tx, leases: Mapping[str, int], until: float) -> list[str]:
     return [item_id for item_id in leases if item_id not in kept]
 
 
-def item(tx: Tx, item_id: str) -> Item | None:
-    row = _rows(tx, "item", (item_id,))
-    return row[0] if row else None
-
-
-def items(tx: Tx, pool: str, state: State | None, limit: int, after: str | None) -> list[Item]:
-    start = 0
-    if after is not None:
-        row = tx.run("item_seq", (after,)).fetchone()
-        if row is None:
-            raise KeyError(f"no item '{after}' in this store")
-        start = row[0]
-    return _rows(tx, "items", {"pool": pool, "state": state, "limit": limit, "after": start})
-
-
-def attempts(tx: Tx, item_id: str) -> list[Attempt]:
-    return [Attempt(*row) for row in tx.run("attempts", {"id": item_id})]
-
-
-def counts(tx: Tx, pool: str) -> Counts:
-    n = dict(tx.run("counts", {"pool": pool, "now": tx.now}).fetchall())
-    return Counts(
-        waiting=n.get("ready", 0) + n["due"],
-        delayed=n.get("delayed", 0) - n["due"],
-        claimed=n.get("claimed", 0) - n["expired"],
-        expired=n["expired"],
-        completed=n.get("completed", 0),
-        dead=n.get("dead", 0),
-    )
-
-
-def next_due(tx: Tx, pool: str) -> float | None:
-    due: float | None = tx.run("next_due", {"pool": pool}).fetchone()[0]
-    return due
-
-
-def pools(tx: Tx) -> list[str]:
-    return [row[0] for row in tx.run("pools")]
-
-
-def errors(tx: Tx, pool: str) -> dict[str, int]:
-    return dict(tx.run("errors", (pool,)).fetchall())
-
-
-def drop_tree(tx: Tx, execution_id: str) -> None:
-    """Delete the snapshots of an execution and of its descendants."""
-    tx.run("drop_tree", (execution_id, execution_id + ":", execution_id + ":" + LAST))
-
-
-def drop_finished(tx: Tx, execution_id: str) -> None:
-    row = tx.run("snapshot_event", (execution_id,)).fetchone()
-    if row is not None and row[0] == "machine_end":
-        drop_tree(tx, execution_id)
-
-
 def _claimed(tx: Tx, item_id: str, token: int | None) -> _Held:
     row = tx.run("claimed", {"id": item_id, "token": token}).fetchone()
     if row is None:
         raise _lost(tx, item_id, token)
     return _Held(*row)
+
+
+def _walked(walked: Sequence[str]) -> str | None:
+    return dump(list(walked)[-WALKED:], "the states of an attempt") if walked else None
+
+
+def _open_key(pool: str) -> str:
+    return f"{pool} is open"
+
+
+def _is_open(tx: Tx, pool: str) -> bool:
+    """True if the pool is not paused; looked up once a transaction."""
+    key = _open_key(pool)
+    if key not in tx.once and paused(tx, pool) is None:
+        tx.once.add(key)
+    return key in tx.once
 
 
 def _crash(tx: Tx, held: _Held, why: str) -> None:
@@ -259,12 +256,14 @@ def _end(
     failure: Failure | None = None,
     due: float = 0.0,
     cost: float = 0.0,
+    walked: Sequence[str] = (),
 ) -> None:
     """End the running attempt without a result: record it, and put the item into its next state."""
     error = (failure.type, storable(failure.text)) if failure else (None, None)
-    tx.run("attempt", (held.seq, held.token, held.worker, held.started, tx.now, outcome, *error, cost))
+    row = (held.seq, held.token, held.worker, held.started, tx.now, outcome, *error, cost, _walked(walked))
+    tx.run("attempt", row)
     due, finished = (due if state == "delayed" else 0.0), (tx.now if state == "dead" else None)
-    tx.run("settle", (state, due, held.attempts, held.crashes, *error, finished, held.seq))
+    tx.run("settle", (state, due, held.attempts, held.crashes, *error, finished, max(due, tx.now), held.seq))
     tx.move(held.pool, "claimed", state)
 
 
@@ -275,34 +274,3 @@ def _lost(tx: Tx, item_id: str, token: int | None) -> Exception:
     state, newest, worker = row
     held = f"claimed by {worker} under token {newest}" if state == "claimed" else f"{state} (newest token {newest})"
     return LeaseLost(f"item {item_id}: token {token} no longer holds it; it is {held}")
-
-
-def _rows(tx: Tx, statement: str, args: Any) -> list[Item]:
-    cursor = tx.run(statement, args)
-    cursor.row_factory = sqlite3.Row
-    return [
-        Item(
-            id=row["id"],
-            pool=row["pool"],
-            key=row["key"],
-            state=row["state"],
-            data=json.loads(row["data"]),
-            result=json.loads(row["result"]) if row["result"] is not None else None,
-            priority=row["priority"],
-            due=row["due"],
-            token=row["token"],
-            attempts=row["attempts"],
-            crashes=row["crashes"],
-            max_attempts=row["max_attempts"],
-            max_crashes=row["max_crashes"],
-            requires=tuple(json.loads(row["requires"])) if row["requires"] else (),
-            worker=row["worker"],
-            owner=row["owner"],
-            error_type=row["error_type"],
-            error=row["error"],
-            created=row["created"],
-            started=row["started"],
-            finished=row["finished"],
-        )
-        for row in cursor.fetchall()
-    ]

@@ -11,10 +11,13 @@ from typing import Any
 
 from flatfleet.runtime.errors import WorkerConflict
 from flatfleet.runtime.stores import sqlite_items as sql_items
-from flatfleet.runtime.stores.contract import LIVE_WORKER, Beat
 from flatfleet.runtime.stores.group import Tx
-from flatfleet.runtime.stores.text import dump, stamp
+from flatfleet.runtime.stores.records import LIVE_WORKER, Beat
+from flatfleet.runtime.stores.text import dump, moment, stamp
 from flatmachines import WorkerRecord, WorkerRegistration
+
+REMEMBERED = 10_000
+"""Workers of which a process remembers that they have asked for items."""
 
 
 def register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metadata: dict[str, Any]) -> WorkerRecord:
@@ -39,6 +42,13 @@ def register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metad
     )
     _changed(tx, holder)
     return workers(tx, worker.worker_id)[0]
+
+
+def remember(asked: set[str], worker: str) -> None:
+    """Note that a worker has asked for items here, so that nobody looks again; beyond REMEMBERED all are forgotten."""
+    if len(asked) >= REMEMBERED:
+        asked.clear()
+    asked.add(worker)
 
 
 class Crew:
@@ -79,7 +89,9 @@ def set_status(tx: Tx, worker_id: str, status: str, metadata: dict[str, Any]) ->
     row = tx.run("registration", (worker_id,)).fetchone()
     if row is None:
         raise KeyError(f"no worker '{worker_id}' in this store")
-    _, _, owner, until, heartbeat, told, follows = row
+    before, _, owner, until, heartbeat, told, follows = row
+    if status == "terminating" and before not in LIVE_WORKER:
+        return
     merged = dump(json.loads(told) | metadata, "the metadata of a worker")
     follows = follows and status in LIVE_WORKER
     tx.run("set_status", (status, merged, heartbeat, until, follows, worker_id))
@@ -103,6 +115,10 @@ def workers(tx: Tx, worker_id: str | None) -> list[WorkerRecord]:
         )
         for row in cursor.fetchall()
     ]
+
+
+def draining(tx: Tx, owner: str) -> dict[str, float | None]:
+    return {worker: moment(until) for worker, until in tx.run("draining", (owner,))}
 
 
 def mark_lost(tx: Tx, owner: str | None) -> list[str]:

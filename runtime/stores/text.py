@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 MAX_ERROR = 10_000
+CANCELLED = ("Cancelled", "this item was cancelled")
+"""Error type and text of an item that somebody cancelled."""
 
 
 def dump(value: Any, what: str) -> str:
@@ -15,6 +17,15 @@ def dump(value: Any, what: str) -> str:
         return json.dumps(value, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{what} is not JSON data: {error}; use dict, list, str, numbers, booleans, null") from error
+
+
+def state_in(body: bytes | None) -> tuple[str, ...]:
+    """The state that a machine is in by the body of its snapshot: the one, or none where there is no such."""
+    try:
+        state = json.loads(body or b"{}")["current_state"]
+    except (ValueError, KeyError, TypeError):
+        return ()
+    return (state,) if isinstance(state, str) else ()
 
 
 def stamp(at: float) -> str:
@@ -27,3 +38,8 @@ def storable(text: str, limit: int = MAX_ERROR) -> str:
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+
+
+def moment(value: Any) -> float | None:
+    """A time in seconds that somebody else wrote down; None for anything that is no number."""
+    return float(value) if isinstance(value, int | float) else None
