@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from flatfleet.runtime.errors import BadKey, ChildFailed, ChildWaiting, DuplicateKey, LeaseLost
+from flatfleet.runtime.errors import BadKey, ChildFailed, ChildWaiting, DuplicateKey, LeaseLost, UsageError
 from flatmachines.locking import NoOpLock
 
 MAX_PARALLEL = 64
@@ -71,15 +71,19 @@ class Children:
             [
                 (key, machine_name, self._render_dict(input_template, values))
                 for key, values in zip(keys, variables, strict=True)
-            ]
+            ],
+            held={key for key in keys if key in self._leases} if key_expr else frozenset(),
         )
         return results if key_expr else list(results.values())
 
-    async def _run_all(self: Any, wanted: list[tuple[Any, str, dict[str, Any]]]) -> dict[Any, Any]:
+    async def _run_all(
+        self: Any, wanted: list[tuple[Any, str, dict[str, Any]]], held: Collection[Any] = ()
+    ) -> dict[Any, Any]:
         """Run children, at most `settings.max_parallel` at once; {key: result} in the order wanted.
 
         Without a `mode` the first failure cancels the rest and is raised as itself; `settled` returns failures as
-        `_error` data; `any` returns the first success alone and cancels the rest.
+        `_error` data; `any` returns the first success alone and cancels the rest. A key in `held` is a work item of
+        this process: its child runs under that id and lease, and a lease that it loses is its failure and no other's.
         """
         mode = self.states[self._state].get("mode")
         results: dict[Any, Any] = {}
@@ -89,9 +93,12 @@ class Children:
         async def runner() -> None:
             for key, name, data in queue:
                 try:
-                    results[key] = await self._run_child(name, f"{self.execution_id}:{self._state}:{key}", data)
+                    if key in held:
+                        results[key] = await self._run_held(name, key, data)
+                    else:
+                        results[key] = await self._run_child(name, f"{self.execution_id}:{self._state}:{key}", data)
                 except Exception as error:
-                    if mode is None or isinstance(error, LeaseLost):
+                    if mode is None or (isinstance(error, LeaseLost) and key not in held):
                         raise
                     failures.append(error)
                     if mode == "settled":
@@ -100,7 +107,7 @@ class Children:
                     if mode == "any":
                         raise _Won
 
-        runners = min(len(wanted), int(self.settings.get("max_parallel", MAX_PARALLEL)))
+        runners = min(len(wanted), self._max_parallel())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(runners):
@@ -115,14 +122,28 @@ class Children:
             return dict(list(results.items())[:1])
         return {key: results[key] for key, _, _ in wanted}
 
+    def _max_parallel(self: Any) -> int:
+        """`settings.max_parallel`: a number, or a path to one such as `context.parallelism`."""
+        bound = self.settings.get("max_parallel", MAX_PARALLEL)
+        found = self._render_template(bound, {"context": self._context, "input": self._context})
+        try:
+            return max(1, int(found))
+        except (TypeError, ValueError):
+            raise UsageError(f"settings.max_parallel of {self.machine_name} is {bound}, which is {found!r}") from None
+
     async def _run_keyed(self: Any, machine_name: str, child_id: str, data: dict[str, Any]) -> Any:
-        """Run the child whose id is a work item: in a task of its own, which a lost lease cancels."""
-        lease = self._leases.get(child_id)
+        """Run the child whose id is a work item: under its lease, if this process holds one."""
+        if child_id in self._leases:
+            return await self._run_held(machine_name, child_id, data)
+        return await self._run_child(machine_name, child_id, data, keyed=True)
+
+    async def _run_held(self: Any, machine_name: str, item_id: str, data: dict[str, Any]) -> Any:
+        """Run the child of a held work item in a task of its own, which a lost lease cancels."""
+        lease = self._leases.get(item_id)
         if lease is None:
-            return await self._run_child(machine_name, child_id, data, keyed=True)
+            raise LeaseLost(f"item {item_id} was handed back before its turn came")
         lease.check()
-        before = self.total_cost
-        task = lease.task = asyncio.create_task(self._run_child(machine_name, child_id, data, keyed=True))
+        task = lease.task = asyncio.create_task(self._run_child(machine_name, item_id, data, keyed=True, lease=lease))
         try:
             return await task
         except asyncio.CancelledError:
@@ -133,9 +154,10 @@ class Children:
             raise
         finally:
             lease.task = None
-            lease.cost += self.total_cost - before
 
-    async def _run_child(self: Any, machine_name: str, child_id: str, data: dict[str, Any], keyed: bool = False) -> Any:
+    async def _run_child(
+        self: Any, machine_name: str, child_id: str, data: dict[str, Any], keyed: bool = False, lease: Any = None
+    ) -> Any:
         child = self._child(machine_name, child_id)
         if not keyed and "state_enter" not in self.checkpoint_events:
             child.checkpoint_events = set()  # nobody could resume it: its parent starts from the beginning
@@ -149,6 +171,8 @@ class Children:
         finally:
             self.total_cost += child.total_cost
             self.total_api_calls += child.total_api_calls
+            if lease is not None:
+                lease.cost += child.total_cost
         if isinstance(result, dict):
             if result.get("_waiting"):
                 raise ChildWaiting(
@@ -162,7 +186,9 @@ class Children:
     def _child(self: Any, machine_name: str, child_id: str) -> Any:
         """A machine of this machine's class with all its backends."""
         config, folder = self._resolve_machine_config(machine_name)
-        return self.peer(config, child_id, folder=folder, lock=NoOpLock())
+        child = self.peer(config, child_id, folder=folder, lock=NoOpLock())
+        child.parks = False
+        return child
 
     def peer(self: Any, config: dict[str, Any], execution_id: str, *, folder: str | None = None, lock: Any) -> Any:
         """Make a machine that shares this one's class, engine and backends."""

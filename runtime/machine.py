@@ -18,10 +18,11 @@ from flatfleet.runtime import bundle
 from flatfleet.runtime.children import Children
 from flatfleet.runtime.errors import ItemTimeout, MachineError, StateTimeout, StepLimitReached, UsageError
 from flatfleet.runtime.faults import describe
-from flatfleet.runtime.fleet import Lease
 from flatfleet.runtime.journal import Journal
+from flatfleet.runtime.lease import Lease
 from flatfleet.runtime.stores.checkpoints import Checkpoints
 from flatfleet.runtime.templates import Conditions, Render, compile_template
+from flatfleet.runtime.waiting import Waiting, events
 from flatmachines import FlatMachine, MachineHooks
 from flatmachines.actions import HookAction
 from flatmachines.expressions.simple import SimpleExpressionEngine
@@ -29,7 +30,6 @@ from flatmachines.expressions.simple import SimpleExpressionEngine
 MAX_STEPS = 1000
 """`settings.max_steps` where a machine does not say; 0 there means unlimited."""
 
-COMMITTED = ("state_enter", "waiting", "machine_end", "tool_call")
 _PARSED = "parsed"
 _PLAIN = frozenset({"type", "action", "hooks", "transitions", "on_error"})
 _PASSED = {
@@ -45,7 +45,7 @@ _PASSED = {
 """The argument that each callback of the SDK's MachineHooks returns by default."""
 
 
-class Machine(Children, FlatMachine):
+class Machine(Children, Waiting, FlatMachine):
     """A FlatMachine that is cheap to make (everything static is cached on its bundle), bounded, and resumable.
 
     Takes the SDK's arguments, and `leases`: the live leases of this process by item id. Children get the class, the
@@ -55,6 +55,9 @@ class Machine(Children, FlatMachine):
     - `timeout` of any state is honoured: what runs is cancelled, and StateTimeout (ItemTimeout where the state has a
       `key`) can be routed by `on_error`.
     - A saved `state_enter` is a committed transition: a resumed machine enters that state again and repeats none before.
+    - A message taken at `wait_for` is acknowledged by the next checkpoint; its id is `context.signal_id`. A machine that
+      enters such a state is saved as `waiting` at once, so that a dispatcher finds it whenever it is killed; it does
+      not park where `parks` is false, as in a child.
     """
 
     config: bundle.Bundle
@@ -80,6 +83,8 @@ class Machine(Children, FlatMachine):
         self._first_step: int | None = None
         self._limit: float = math.inf
         super().__init__(config_file=config_file, config_dict=config_dict, **parts)
+        lease = self._leases.get(self.execution_id)
+        self._walked = None if lease is None else lease.walked
         self._jinja_env = self.config.cache.setdefault("environment", self._jinja_env)
         if type(self._expression_engine) is SimpleExpressionEngine:
             self._expression_engine = self.config.cache.setdefault("conditions", Conditions())
@@ -122,13 +127,13 @@ class Machine(Children, FlatMachine):
 
     def _initialize_persistence(self, persistence: Any, lock: Any) -> None:
         super()._initialize_persistence(persistence, lock)
-        self.checkpoint_events = self.config.cache.setdefault("events", _events(self.data.get("persistence", {})))
+        self.checkpoint_events = self.config.cache.setdefault("events", events(self.data))
         if isinstance(self.persistence, Journal):
             self.persistence = self.persistence._checkpoints
         self._checkpoints = self.persistence
         if self._config_store is None:
             self._config_hash = self.config.hash  # otherwise set by the SDK when it stores the config
-        if isinstance(self.persistence, Checkpoints):
+        if self.checkpoint_events and isinstance(self.persistence, Checkpoints):
             self.persistence = Journal(self.persistence, self.execution_id, self._leases)
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ class Machine(Children, FlatMachine):
         self._first_step, self._left, self._context = None, None, {}
         try:
             return await super().execute(
-                input=self._with_defaults(input or {}),
+                input=self._with_defaults(input or {}) if resume_from is None or input is not None else {},
                 max_steps=sys.maxsize,
                 max_agent_calls=max_agent_calls,
                 resume_from=resume_from,
@@ -195,16 +200,19 @@ class Machine(Children, FlatMachine):
                 )
             )
         self._state, self._context = state_name, context
+        if self._walked is not None:
+            self._walked.append(state_name)
         timeout = state.get("timeout")
+        execute = self._wait if "wait_for" in state else super()._execute_state
         if timeout is None:
             if state.keys() <= _PLAIN:
                 done = await self._act(state, state_name, context), None
             else:
-                done = await super()._execute_state(state_name, context)
+                done = await execute(state_name, context)
         else:
             try:
                 async with asyncio.timeout(timeout) as scope:
-                    done = await super()._execute_state(state_name, context)
+                    done = await execute(state_name, context)
             except TimeoutError as error:
                 if not scope.expired():
                     raise
@@ -276,23 +284,21 @@ class Machine(Children, FlatMachine):
         if event == "state_enter" and self._resumed:
             self._resumed = False  # the SDK enters the resumed state anew: that transition is committed already
             return
+        if event == "waiting" and not self.parks:
+            return
         if isinstance(self.persistence, Journal):
+            self.persistence.parks = self.parks
             if event == "machine_end":
                 self.persistence.drop = f"{self.execution_id}:"
             elif event == "state_enter" and self._left is not None and "machine" in self.states[self._left]:
                 self.persistence.drop = f"{self.execution_id}:{self._left}:"
+            channel = self._channel(state_name, context) if event == "state_enter" and self.parks else None
+            if channel is not None:
+                event, kwargs = "waiting", {**kwargs, "waiting_channel": channel}
         await super()._save_checkpoint(event, state_name, step, context, *args, **kwargs)
 
     def _mark_launched(self, execution_id: str) -> None:
         self._clear_pending_launch(execution_id)
-
-
-def _events(declared: Mapping[str, Any]) -> frozenset[str]:
-    """The events to save at: those of ours that stand for what `persistence` declares."""
-    wanted = set(declared.get("checkpoint_on", COMMITTED)) if declared.get("enabled", True) else set()
-    if wanted & {"machine_start", "execute", "state_exit"}:
-        wanted.add("state_enter")
-    return frozenset(wanted & set(COMMITTED))
 
 
 def _nests(data: dict[str, Any]) -> bool:

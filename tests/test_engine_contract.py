@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from flatfleet.runtime import bundle
 from flatfleet.runtime.bundle import Bundle
+from flatfleet.runtime.errors import StoreUnavailable
 from flatmachines import FlatMachine
 
 #: Every engine that has to keep the contract: name → a kit's engine of that kind.
@@ -45,6 +46,23 @@ def gate(any_kit):
         return context
 
     return made
+
+
+async def test_an_error_of_the_store_is_told_once_for_each_machine(any_kit, engine, gate, flow, monkeypatch, caplog):
+    async def gone(*_):
+        raise StoreUnavailable("it was deleted")
+
+    monkeypatch.setattr(any_kit.store.results, "write", gone)
+
+    @any_kit.does
+    async def work(context, fleet):
+        await gone()
+
+    caller = any_kit.machine(launcher(flow, task(flow), worker_id="w0"))
+    await caller.execute(input={})
+    await engine.join()
+    assert list(engine.failures()) == ["w0"]
+    assert caplog.text.count("w0 ended: StoreUnavailable: it was deleted") == 1
 
 
 def task(flow):

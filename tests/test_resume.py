@@ -418,11 +418,11 @@ class Saves:
         self.entered, self.events = {}, []
         save = driver.save_snapshot
 
-        async def counting(row, fence, drop):
+        async def counting(row, fence, drop, acks=()):
             number, self.count = self.count, self.count + 1
             if number == n and not after:
                 await self.kill()
-            await save(row, fence, drop)
+            await save(row, fence, drop, acks)
             self.events.append(row.event)
             snapshot = json.loads(row.body)
             self.entered[row.execution_id] = None if row.event == "machine_end" else snapshot["context"]

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+Outcome = Literal["ended", "failed", "parked", "idle", "elsewhere", "refused", "gone"]
+"""How a run of a machine came out: it parked after a message (`parked`) or found none (`idle`); another process runs it
+(`elsewhere`); it cannot be made here (`refused`); there is nothing to resume (`gone`)."""
 
 
 class Engine(Protocol):
-    """The SDK's MachineInvoker, plus what a host needs. A launched machine belongs to the engine, not to its launcher."""
+    """The SDK's MachineInvoker, plus what a host needs. A launched machine belongs to the engine, not to its launcher.
+
+    `on_named(machine_id)` is called for each machine that is run by name.
+    """
+
+    on_named: Callable[[str], None]
 
     async def launch(
         self, caller_machine: Any, target_config: dict[str, Any], input_data: dict[str, Any], execution_id: str
     ) -> None:
-        """Start a machine and return at once; idempotent by `worker_id` in its input, else by the execution id."""
+        """Start a machine and return at once; idempotent by `machine_id` in its input, `worker_id`, or the execution id.
+
+        One with a `machine_id` that is parked, or has ended, starts afresh with the new input, and keeps its inbox; one
+        that was interrupted goes on to its next park first. One that another process runs is left alone. A machine that
+        parks has no result: nothing is written, nothing is held. With `settings.background` it keeps no process.
+        """
         ...
 
     async def invoke(
@@ -25,8 +40,15 @@ class Engine(Protocol):
         """Run a machine and return its output."""
         ...
 
+    def resume(self, execution_id: str, *, unparked: bool = False) -> asyncio.Task[Outcome] | None:
+        """Take up a parked or interrupted machine, out of the store alone; None if it runs here already.
+
+        `unparked`: also one that was cut off before it had parked for the first time, or has failed.
+        """
+        ...
+
     def live(self) -> int:
-        """Launched machines that have not ended."""
+        """Launched machines that have not ended; those in the background do not count, nor those resumed."""
         ...
 
     def failures(self) -> Mapping[str, BaseException]:
@@ -34,7 +56,7 @@ class Engine(Protocol):
         ...
 
     async def join(self) -> None:
-        """Wait until no launched machine is live."""
+        """Wait until no launched and no resumed machine runs, but for those in the background."""
         ...
 
     def drain(self) -> None:
