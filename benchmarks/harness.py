@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from flatfleet.benchmarks.resources import foreign
 
 os.environ.setdefault("FLATAGENTS_LOG_LEVEL", "ERROR")
 os.environ.setdefault("FLATAGENTS_METRICS_ENABLED", "false")
@@ -99,11 +100,11 @@ def measure(contestant: Contestant, size: int | None = None) -> Values:
 
 def apart(case: Case, contestant: Contestant) -> tuple[Values, float]:
     """Run a contestant once in a fresh process; (values, cores that others kept busy meanwhile)."""
-    before, started = _foreign(), time.monotonic()
+    before, started = foreign(), time.monotonic()
     argv = [sys.executable, "-m", "flatfleet.benchmarks", "--one", case.name, contestant.name]
     where = tempfile.gettempdir()
     done = subprocess.run(argv, cwd=where, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    others = max(0.0, _foreign() - before) / (time.monotonic() - started)
+    others = max(0.0, foreign() - before) / (time.monotonic() - started)
     if done.returncode:
         ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         raise Wrong(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ended)
@@ -158,18 +159,3 @@ def _judged(case: Case, rows: list[Row]) -> list[Row]:
 
 def as_json(rows: list[Row], facts: Mapping[str, Any]) -> str:
     return json.dumps({"machine": facts, "rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
-
-
-def _foreign() -> float:
-    """CPU seconds since boot that went to others than this process and its ended children (0 without /proc).
-
-    That is other programs, and what the host of a virtual machine gave to its other guests.
-    """
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    except OSError:
-        return 0.0
-    user, nice, system, _idle, _wait, irq, soft, steal, *_ = map(int, fields)
-    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    busy = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
-    return busy - sum(each.ru_utime + each.ru_stime for each in own)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flatfleet.benchmarks import ours, peers
 from flatfleet.benchmarks.harness import Case, Contestant, Values
-from flatfleet.benchmarks.waiting import rss
+from flatfleet.benchmarks.resources import rss
 
 GROWTH, DISK = "KB per 1,000 items", "bytes on disk an item"
 LOOK = 0.2

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from flatfleet.benchmarks import ours
 from flatfleet.benchmarks.harness import MACHINES, Case, Contestant, Goal, Values, correct
 from flatfleet.benchmarks.peers import huey_module
+from flatfleet.benchmarks.resources import rss
 from flatfleet.run import Parts, compose
 from flatfleet.runtime import loop
 from flatfleet.runtime.bundle import Bundle
@@ -21,16 +20,6 @@ from flatfleet.runtime.bundle import Bundle
 EACH, SHARE = "KB each", "% of a core"
 WINDOW = 20.0
 """Seconds that 10,000 workers are watched: one heartbeat (a third of the 60 s lease) falls into it."""
-
-
-def rss() -> int:
-    """Bytes of this process that are in memory; its peak where there is no /proc."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _window(n: int) -> float:

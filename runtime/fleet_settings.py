@@ -1,0 +1,178 @@
+"""Read and check `settings.fleet`: what is wrong, where, and what is allowed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flatfleet.runtime.errors import UsageError, did_you_mean
+from flatfleet.runtime.policies import schedule
+from flatfleet.runtime.policies.settings import PRESETS, Cost, Settings, seconds, settings
+
+WHERE = "settings.fleet"
+_SHOWN = 80
+
+
+def validate(data: Any, where: str = WHERE) -> Settings:
+    """Read the settings of a fleet; None or {} gives the defaults.
+
+    Raises UsageError with one line a fault: where it stands, what was got, what is allowed.
+    """
+    found = faults(data, where)
+    if found:
+        raise UsageError("\n".join(found))
+    return settings(data or {})
+
+
+def load(policy: Any) -> dict[str, Any]:
+    """The settings, checked, that a policy names: a preset, a YAML file (of settings, or a machine's), or they themselves.
+
+    Raises UsageError for what is no policy, and for faults in it.
+    """
+    if isinstance(policy, str):
+        if policy in PRESETS:
+            return {"preset": policy}
+        policy, where = _of_file(Path(policy)), f"{policy}: {WHERE}"
+    else:
+        where = WHERE
+    if not isinstance(policy, Mapping):
+        raise UsageError(f"{where} must be a mapping such as {{mode: target, max: 20}}, got {_shown(policy)}")
+    validate(policy, where)
+    return dict(policy)
+
+
+def _of_file(path: Path) -> Any:
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"no policy '{path}': no such file, and no preset{did_you_mean(str(path), PRESETS)}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    return inside(data) if isinstance(data, dict) and ("spec" in data or "data" in data) else data
+
+
+def inside(machine: Mapping[str, Any]) -> Any:
+    """`settings.fleet` of a machine; None where it has none."""
+    value: Any = machine
+    for name in ("data", "settings", "fleet"):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def faults(data: Any, where: str = WHERE) -> list[str]:
+    """One line for each fault, in the order of the file; none where all is well."""
+    if data is None:
+        return []
+    found = [*_unfinite(data, where)] or [*_of_schema(data, where)] or [*_of_schedule(data, where)]
+    if not found:
+        try:
+            settings(data)
+        except ValueError as error:
+            found = [f"{where}.{error}"]
+    return found
+
+
+def _unfinite(data: Any, where: str) -> Iterator[str]:
+    """The schema lets a number pass that is none."""
+    if isinstance(data, float) and not math.isfinite(data):
+        yield f"{where} must be a finite number, got {data}"
+    elif isinstance(data, Mapping):
+        for name, value in data.items():
+            yield from _unfinite(value, f"{where}.{name}")
+    elif isinstance(data, list | tuple):
+        for number, value in enumerate(data):
+            yield from _unfinite(value, f"{where}[{number}]")
+
+
+def _of_schema(data: Any, where: str) -> Iterator[str]:
+    known = list(_validator().schema["properties"])
+    found = _validator().iter_errors(data)
+    for error in sorted(found, key=lambda each: known.index(next(iter(each.absolute_path), known[0]))):
+        yield from _said(error, where, error.absolute_path)
+
+
+def _said(error: Any, where: str, path: Sequence[Any]) -> Iterator[str]:
+    place, got, rule = _placed(where, path), error.instance, error.validator
+    if rule == "additionalProperties":
+        known = error.schema["properties"]
+        for name in got:
+            if name not in known:
+                inside = place == where and name in Cost._fields
+                hint = f" — it stands in cost, as {place}.cost.{name}" if inside else did_you_mean(str(name), known)
+                yield f"unknown key '{name}' in {place}{hint}"
+    elif rule == "required":
+        name = next(each for each in error.validator_value if error.message.startswith(f"'{each}'"))
+        yield f"{place} has no {name}; it needs {' and '.join(error.validator_value)}"
+    elif rule == "uniqueItems":
+        yield f"{place} names one twice, got {_shown(got)}"
+    elif rule == "anyOf" and "cron" in error.schema.get("properties", {}):
+        yield f"{place} sets nothing; it needs min, max or target"
+    elif rule == "anyOf" and isinstance(got, Mapping) and (inner := [each for each in error.context if _inside(each)]):
+        for each in inner:
+            yield from _said(each, where, [*path, *each.relative_path])
+    else:
+        yield f"{place} must be {_allowed(error)}, got {_shown(got)}{_meant(error)}"
+
+
+def _meant(error: Any) -> str:
+    """The name that was probably meant, where one of several is allowed."""
+    for each in (error, *(error.context or ())):
+        if each.validator == "enum" and isinstance(each.instance, str):
+            hint = did_you_mean(each.instance, [name for name in each.validator_value if name])
+            return ". " + hint.partition(". ")[2] if ". " in hint else ""
+    return ""
+
+
+def _inside(error: Any) -> bool:
+    """Whether an error of one branch is about the inside of a mapping, and not that it should be none."""
+    return bool(error.relative_path) or error.validator in ("additionalProperties", "required", "minProperties")
+
+
+def _allowed(error: Any) -> str:
+    """What is allowed there: the title of the nearest part of the schema that has one."""
+    while "title" not in error.schema and error.parent is not None and not error.relative_path:
+        error = error.parent
+    return str(error.schema.get("title", "something else"))
+
+
+def _of_schedule(data: Mapping[str, Any], where: str) -> Iterator[str]:
+    """What a pattern cannot say of the texts in a schedule."""
+    for number, entry in enumerate(data.get("schedule") or ()):
+        at = f"{where}.schedule[{number}]"
+        try:
+            schedule.parse(entry["cron"])
+        except ValueError as error:
+            yield f"{at}.cron: {error}"
+        try:
+            schedule.timezone(entry.get("zone", "UTC"))
+        except ValueError as error:
+            yield f"{at}.zone: {error}"
+        if not 60 <= seconds(entry["duration"]) <= 604800:
+            yield f"{at}.duration must be 60 s to 7 d, got {_shown(entry['duration'])}"
+    if isinstance(season := data.get("season"), str) and not 60 <= seconds(season) <= 2678400:
+        yield f"{where}.season must be 60 s to 31 d, got {_shown(season)}"
+
+
+def _placed(where: str, path: Sequence[Any]) -> str:
+    return where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+@functools.cache
+def _validator() -> Any:
+    from jsonschema import Draft7Validator
+
+    text = resources.files("flatfleet.schemas").joinpath("fleet.schema.json").read_text("utf-8")
+    return Draft7Validator(json.loads(text))

@@ -1,0 +1,93 @@
+"""What `--policy` may name: a machine file with `settings.fleet`, a file of such settings alone, a preset, or a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flatfleet.runtime import fleet_settings
+from flatfleet.runtime.errors import UsageError, did_you_mean
+from flatfleet.runtime.policies.settings import PRESETS, Settings
+from flatfleet.runtime.replay.baselines import MOST, Fixed, Hpa, SeasonalNaive
+from flatfleet.runtime.replay.candidates import Production
+from flatfleet.runtime.replay.contract import Candidate
+
+BASELINES = ("fixed:N", "hpa", "hpa:TARGET", "seasonal", "seasonal:UTILISATION", "clairvoyant")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One `--policy`: its name in the table; its settings, None for a baseline; `make()`, None for the clairvoyant."""
+
+    name: str
+    settings: Settings | None
+    make: Callable[[], Candidate] | None
+
+
+def choose(text: str, startup: float, interval: float | None = None, price: float | None = None) -> Choice:
+    """Find what `text` names. `interval` (s) and `price` (a worker-hour) stand in for those of settings.
+
+    Raises UsageError for what is no policy, and for faults in its settings.
+    """
+    kind, _, number = text.partition(":")
+    if kind == "clairvoyant" and not number:
+        return Choice(text, None, None)
+    if kind == "fixed" and not Path(text).exists():
+        workers = _number(text, number, whole=True)
+        return Choice(text, None, lambda: Fixed(int(workers), price))
+    if kind in ("hpa", "seasonal") and not Path(text).exists():
+        value = _number(text, number) if number else 0.7
+        if kind == "hpa":
+            return Choice(f"hpa:{value:g}", None, lambda: Hpa(value, price=price))
+        return Choice(f"seasonal:{value:g}", None, lambda: SeasonalNaive(value, startup, price))
+    if text in PRESETS:
+        name, settings = text, fleet_settings.validate({"preset": text})
+    else:
+        name, settings = Path(text).stem, _of_file(Path(text))
+    return Choice(name, settings, lambda: Production(name, settings, interval, price))
+
+
+def _of_file(path: Path) -> Settings:
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        hint = did_you_mean(str(path), [*PRESETS, *BASELINES]) if path.suffix == "" else ""
+        raise UsageError(f"no policy '{path}': no such file, and no preset or baseline{hint}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    where = fleet_settings.WHERE
+    if isinstance(data, dict) and ("spec" in data or "data" in data):
+        data = _inside(data, path)
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: {where} must be a mapping such as {{mode: target, max: 20}}, got {str(data)[:80]}")
+    faults = fleet_settings.faults(data, where)
+    if faults:
+        raise UsageError("\n".join(f"{path}: {fault}" for fault in faults))
+    return fleet_settings.validate(data)
+
+
+def _inside(data: dict[str, Any], path: Path) -> Any:
+    """`data.settings.fleet` of a machine."""
+    value: Any = data
+    for name in ("data", "settings", "fleet"):
+        value = value.get(name) if isinstance(value, dict) else None
+    if value is None:
+        raise UsageError(f"{path} is a machine without settings.fleet, so there is no policy in it")
+    return value
+
+
+def _number(text: str, number: str, whole: bool = False) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= MOST or (whole and value != int(value)):
+        wanted = f"whole number from 1 to {MOST:,}, such as fixed:31" if whole else "number above 0, such as hpa:0.7"
+        raise UsageError(f"--policy '{text}': '{number}' is no {wanted}")
+    return value
