@@ -6,18 +6,16 @@ A hook's name is its module's name; an action's name is its function's name: `as
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
 from types import ModuleType
-from typing import Any
 
-from flatfleet.hooks import flow, papers, registration, sources, work
-from flatfleet.runtime.errors import UnknownAction, did_you_mean
+from flatfleet.hooks import autoscaling, batch, flow, papers, pipeline, registration, scaling, sources, work
+from flatfleet.runtime.actions import Action, Actions
 from flatfleet.runtime.fleet import Fleet
-from flatmachines import HooksRegistry, MachineHooks
+from flatmachines import HooksRegistry
 
-Action = Callable[[dict[str, Any], Fleet], Awaitable[dict[str, Any]]]
+__all__ = ["Actions", "actions", "known", "registry"]
 
-MODULES: tuple[ModuleType, ...] = (flow, papers, sources, work)
+MODULES: tuple[ModuleType, ...] = (autoscaling, batch, flow, papers, pipeline, scaling, sources, work)
 
 
 def registry(fleet: Fleet) -> HooksRegistry:
@@ -46,32 +44,3 @@ def _functions(module: ModuleType) -> dict[str, Action]:
         for name, function in vars(module).items()
         if inspect.iscoroutinefunction(function) and function.__module__ == module.__name__ and name[0] != "_"
     }
-
-
-class Actions(MachineHooks):
-    """A module's actions as the SDK's hooks: `on_action` calls the function of that name, and raises on another."""
-
-    passes_through = True
-
-    def __init__(self, name: str, functions: Mapping[str, Action], fleet: Fleet) -> None:
-        self.on_action = _OnAction(name, functions, fleet)
-
-
-class _OnAction:
-    """Callable with a ready signature, so that the SDK need not inspect one for each action."""
-
-    __signature__ = inspect.signature(lambda state_name, action_name, context: None)
-
-    def __init__(self, name: str, functions: Mapping[str, Action], fleet: Fleet) -> None:
-        self._name = name
-        self._functions = functions
-        self._fleet = fleet
-
-    def __call__(self, state_name: str, action_name: str, context: dict[str, Any]) -> Awaitable[dict[str, Any]]:
-        function = self._functions.get(action_name)
-        if function is None:
-            raise UnknownAction(
-                f"state '{state_name}': hooks '{self._name}' have no action '{action_name}'"
-                + did_you_mean(action_name, self._functions)
-            )
-        return function(context, self._fleet)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from flatfleet.hooks.values import number, whole
 from flatfleet.runtime.fleet import Fleet
+from flatfleet.runtime.values import number, whole
 
 
 async def count(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
@@ -16,6 +16,6 @@ async def count(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
 
 
 async def pace(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
-    """Wait `launch_interval` seconds."""
-    await asyncio.sleep(number(context, "launch_interval", 0.0))
+    """Wait `interval` seconds; where that is not given, `launch_interval`."""
+    await asyncio.sleep(number(context, "interval", number(context, "launch_interval", 0.0)))
     return context

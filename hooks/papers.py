@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flatfleet.hooks.values import number, text, whole
 from flatfleet.runtime import reports
 from flatfleet.runtime.documents import read, split
 from flatfleet.runtime.fleet import Fleet
+from flatfleet.runtime.values import number, text, whole
 
 
 async def prepare(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
@@ -37,22 +37,7 @@ async def count_round(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
 
 async def report(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Make the `report` of the refined draft, and write it as JSON and Markdown into the folder `out`, if one is named."""
-    item = context["item"]
-    draft = context["draft"]
-    made = {
-        "title": context["title"],
-        "source": item.get("path") or item.get("doi") or item.get("id") or context["item_id"],
-        "summary": draft.get("summary", ""),
-        "key_points": draft.get("key_points", []),
-        "claims": draft.get("claims", []),
-        "terms": draft.get("terms", []),
-        "sections": draft.get("sections", []),
-        "score": context.get("score"),
-        "rounds": context["rounds"],
-        "words": context["words"],
-        "parallelism": len(context["parts"]),
-        "item_id": context["item_id"],
-    }
+    made = reports.of_draft(context)
     context["report"] = made
     folder = text(context, "out")
     if folder:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import Any
 
-from flatfleet.hooks.values import text, whole, worker_id
+from flatfleet.runtime.crew import register
 from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.fleet import Fleet
-from flatmachines import MachineHooks, WorkerRegistration
+from flatfleet.runtime.values import text, whole, worker_id
+from flatmachines import MachineHooks
+
+ERROR_KEPT = 1000
+"""Characters of the error that ended a worker, as its registration keeps them."""
 
 
 class Registration(MachineHooks):
@@ -22,19 +24,13 @@ class Registration(MachineHooks):
         name = worker_id(context)
         if text(context, "registration", "store") == "none":
             return context
-        worker = WorkerRegistration(
-            worker_id=name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            capabilities=sorted(self._fleet.capabilities),
-        )
         about = {
             "pool": text(context, "pool", "papers"),
             "parallelism": whole(context, "parallelism", 1),
             "machine": context.get("machine", {}).get("machine_name"),
         }
-        await self._fleet.store.registration.register(worker, about)
-        self._fleet.enlist(name)
+        record = await register(self._fleet, name, about)
+        self._fleet.enlist(name, record.status)
         return context
 
     async def on_machine_end(self, context: dict[str, Any], final_output: dict[str, Any]) -> dict[str, Any]:
@@ -43,15 +39,15 @@ class Registration(MachineHooks):
 
     async def on_machine_abort(self, context: dict[str, Any], error: BaseException) -> None:
         try:
-            await self._deregister(context, type(error).__name__)
+            await self._deregister(context, type(error).__name__, error=str(error)[:ERROR_KEPT])
         except StoreError:
             return  # the registration's lease runs out by itself
 
-    async def _deregister(self, context: dict[str, Any], ended: str) -> None:
+    async def _deregister(self, context: dict[str, Any], ended: str, **more: str) -> None:
         name = context.get("worker_id")
         if name not in self._fleet.workers:
             return
         self._fleet.discharge(name)
         await self._fleet.store.driver.set_status(
-            name, "terminated", {"ended": ended, "processed": context.get("processed", 0)}
+            name, "terminated", {"ended": ended, "processed": context.get("processed", 0), **more}
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from typing import Any
 
-from flatfleet.hooks.values import number, text, worker_id
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.fleet import Fleet
-from flatfleet.runtime.stores.contract import Claim
+from flatfleet.runtime.stores.records import Claim
 from flatfleet.runtime.stores.store import Pool
+from flatfleet.runtime.values import names, number, text, whole, worker_id
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,13 @@ async def claim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     if context["stop"]:
         return context
     await fleet.catch_up()
-    return _hold(context, fleet, await _pool(context, fleet).claim_many(worker, 1, fleet.capabilities))
+    return await _hold(context, fleet, await _claim(context, fleet))
 
 
 async def idle(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
-    """Wait for work; `idle` tells why it ended: woken, dismissed, empty (a batch is done) or timeout (nobody came)."""
+    """Wait for work. `idle` tells why it ended: woken, dismissed, empty (a batch is done), timeout (there was none) or
+    paused (there was some, but nobody may claim it yet).
+    """
     if fleet.must_stop(worker_id(context)):  # told so while it was claiming: nobody would dismiss it now
         context["idle"] = "dismissed"
         return context
@@ -38,14 +41,25 @@ async def idle(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     left = max(0.0, number(context, "idle_timeout", 300.0) - (now - since))
     in_vain = context.get("idle") == "woken"
     pool = text(context, "pool", "papers")
-    context["idle"] = await fleet.lounge.wait(pool, left if fleet.served else None, again=in_vain)
+    context["idle"] = await fleet.lounge.wait(
+        pool,
+        left if fleet.served else None,
+        again=in_vain,
+        worker=worker_id(context),
+        limit=_limit(context),
+        upstream=names(context, "upstream"),
+    )
+    if context["idle"] == "paused":
+        context["idle_since"] = None
     return context
 
 
 async def complete(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Commit `result` as the item's result, under its token."""
     lease = _lease(context, fleet)
-    await _pool(context, fleet).complete(lease.item_id, context.get("result"), token=lease.token, cost=lease.cost)
+    await _pool(context, fleet).complete(
+        lease.item_id, context.get("result"), token=lease.token, cost=lease.cost, walked=tuple(lease.walked)
+    )
     fleet.let_go(lease.item_id, lease.worker)
     context["processed"] = context.get("processed", 0) + 1
     return context
@@ -56,22 +70,22 @@ async def complete_and_claim(context: dict[str, Any], fleet: Fleet) -> dict[str,
 
     If the result is refused the error is raised as `complete` raises it, and an item claimed meanwhile is handed back.
     """
-    worker, pool = worker_id(context), _pool(context, fleet)
-    if fleet.must_stop(worker):
+    if fleet.must_stop(worker_id(context)):
         return await claim(await complete(context, fleet), fleet)
     await fleet.catch_up()
-    claiming = asyncio.create_task(pool.claim_many(worker, 1, fleet.capabilities))
+    claiming = asyncio.create_task(_claim(context, fleet))
     try:
         context = await complete(context, fleet)
+        claims = await claiming
     except BaseException:
         claiming.cancel()
         await asyncio.wait([claiming])
         if not claiming.cancelled() and claiming.exception() is None:
             for unwanted in claiming.result():
-                await pool.release(unwanted.id, token=unwanted.token)
+                await _pool(context, fleet).release(unwanted.id, token=unwanted.token)
         raise
     context.update(_EMPTY, stop=False)
-    return _hold(context, fleet, await claiming)
+    return await _hold(context, fleet, claims)
 
 
 async def fail(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
@@ -87,6 +101,7 @@ async def fail(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
         permanent=error.get("permanent", False),
         retry_after=error.get("retry_after"),
         cost=lease.cost,
+        walked=tuple(lease.walked),
     )
     fleet.let_go(lease.item_id, lease.worker)
     if error.get("provider"):
@@ -106,11 +121,25 @@ async def recover(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     return context
 
 
-def _hold(context: dict[str, Any], fleet: Fleet, claims: list[Claim]) -> dict[str, Any]:
-    if claims:
-        fleet.hold(claims[0], worker_id(context))
-        context.update(item_id=claims[0].id, item=claims[0].data, idle=None, idle_since=None)
+def _claim(context: dict[str, Any], fleet: Fleet) -> Coroutine[Any, Any, list[Claim]]:
+    return _pool(context, fleet).claim_many(worker_id(context), 1, fleet.capabilities, _limit(context))
+
+
+async def _hold(context: dict[str, Any], fleet: Fleet, claims: list[Claim]) -> dict[str, Any]:
+    """Begin with what was claimed; a worker that was told to stop meanwhile gives it back."""
+    worker = worker_id(context)
+    for claim in claims:
+        fleet.hold(claim, worker)
+        if fleet.must_stop(worker):
+            context["stop"] = True
+            await fleet.hand_back(worker)
+        else:
+            context.update(item_id=claim.id, item=claim.data, idle=None, idle_since=None)
     return context
+
+
+def _limit(context: dict[str, Any]) -> int | None:
+    return (whole(context, "pool_size", 0) or None) if context.get("pool_size") else None
 
 
 def _pool(context: dict[str, Any], fleet: Fleet) -> Pool:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from flatfleet.runtime.errors import LeaseLost, StoreError
 from flatfleet.runtime.guard import Guard
+from flatfleet.runtime.heart import POLL, SELDOM, TOPIC, Heart
+from flatfleet.runtime.lease import Lease
 from flatfleet.runtime.lounge import Lounge
 from flatfleet.runtime.owner import is_dead
-from flatfleet.runtime.stores.contract import LIVE_WORKER, Claim
+from flatfleet.runtime.stores.records import LIVE_WORKER, Claim
 from flatfleet.runtime.stores.store import Store
+from flatfleet.runtime.threads import in_daemon
 
 logger = logging.getLogger(__name__)
 
@@ -24,33 +25,6 @@ T = TypeVar("T")
 
 THREADS = 4
 """Threads for blocking code (reading documents, writing files) in one process."""
-
-
-class Lease:
-    """One claimed item while this process holds it. `lost` says why it no longer does."""
-
-    __slots__ = ("cost", "expires", "item_id", "lost", "pool", "task", "token", "worker")
-
-    def __init__(self, claim: Claim, worker: str, seconds: float) -> None:
-        self.item_id = claim.id
-        self.pool = claim.pool
-        self.token = claim.token
-        self.worker = worker
-        self.expires = time.monotonic() + seconds
-        self.cost = 0.0
-        self.task: asyncio.Task[object] | None = None
-        self.lost: str | None = None
-
-    def check(self) -> None:
-        """Raise LeaseLost if the lease is lost."""
-        if self.lost is not None:
-            raise LeaseLost(self.lost)
-
-    def lose(self, why: str) -> None:
-        """Mark the lease lost and cancel the work that runs under it."""
-        self.lost = why
-        if self.task is not None:
-            self.task.cancel(why)
 
 
 class Fleet:
@@ -65,9 +39,11 @@ class Fleet:
         self.served = served
         self.leases: dict[str, Lease] = {}
         self.workers: dict[str, str] = {}
+        self._expected: set[str] = set()
         self.lounge = Lounge(store)
         self.draining = False
-        self._heart: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._heart = Heart(store, self)
         self.guard = Guard(store, self._held_now)
         self._threads = asyncio.Semaphore(THREADS)
         store.lock.on_taken = self._start_heart
@@ -78,7 +54,7 @@ class Fleet:
         The thread is a daemon: one that is still busy when its item has timed out does not keep the process.
         """
         async with self._threads:
-            return await _in_daemon(function)
+            return await in_daemon(function)
 
     # -- leases ----------------------------------------------------------------------------------------------------
 
@@ -112,23 +88,42 @@ class Fleet:
         for lease in list(self.leases.values()):
             if worker is not None and lease.worker != worker:
                 continue
-            self.let_go(lease.item_id)
-            try:
-                await self.store.work.pool(lease.pool).release(lease.item_id, token=lease.token)
-                n += 1
-            except (LeaseLost, StoreError) as error:
-                logger.warning("item %s could not be handed back: %s", lease.item_id, error)
+            n += await self._release(lease)
+            self.let_go(lease.item_id, lease.worker)
         return n
+
+    async def _release(self, lease: Lease) -> bool:
+        try:
+            await self.store.work.pool(lease.pool).release(lease.item_id, token=lease.token, walked=tuple(lease.walked))
+        except (LeaseLost, StoreError) as error:
+            logger.warning("item %s could not be handed back: %s", lease.item_id, error)
+            return False
+        return True
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
-    def enlist(self, worker_id: str) -> None:
+    def enlist(self, worker_id: str, status: str = "active") -> None:
         """Send heartbeats for a registered worker."""
-        self.workers[worker_id] = "active"
+        self._expected.discard(worker_id)
+        self.workers[worker_id] = status
         self._start_heart()
+
+    def expect(self, worker_id: str) -> None:
+        """Send heartbeats for a worker that is registered, and will be launched here."""
+        self.enlist(worker_id)
+        self._expected.add(worker_id)
 
     def discharge(self, worker_id: str) -> None:
         self.workers.pop(worker_id, None)
+
+    async def expect_nobody(self) -> None:
+        """Deregister the workers that were never launched: nobody is going to."""
+        while self._expected:
+            self.discharge(name := self._expected.pop())
+            try:
+                await self.store.driver.set_status(name, "terminated", {"ended": "never launched", "processed": 0})
+            except StoreError as error:
+                logger.warning("worker %s could not be deregistered: %s", name, error)
 
     def must_stop(self, worker_id: str) -> bool:
         """True if this worker, or the whole process, was told to stop claiming."""
@@ -137,41 +132,43 @@ class Fleet:
     def drain(self) -> None:
         """Stop claiming; workers finish the item they hold and end."""
         self.draining = True
+        self._stopping.set()
         self.lounge.dismiss()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, or until this process is told to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def recover(self) -> tuple[int, list[str]]:
         """Hand back what dead processes of this machine held, and mark their workers lost: (items, worker ids).
 
         Atomic for each dead process; running it twice changes nothing. Elsewhere lease expiry does the same, later.
         """
-        items, lost = 0, []
+        items, lost, bell = 0, [], self.store.bell
         for owner in await self.store.driver.owners():
             if is_dead(owner):
                 items += await self.store.driver.hand_back(owner=owner, crashed=True)
                 lost += await self.store.driver.mark_lost(owner)
         lost += await self.store.driver.mark_lost(None)
+        if items:
+            bell.announce(*await self.store.driver.pools())
+        if lost:
+            bell.announce(TOPIC)
         return items, lost
 
     async def close(self) -> None:
         """Stop the heartbeat and close the store."""
         self.guard.stop()
-        if self._heart is not None:
-            self._heart.cancel()
-            await asyncio.wait([self._heart])
+        await self._heart.stop()
         await self.lounge.close()
         await self.store.close()
 
     # -- heartbeat -------------------------------------------------------------------------------------------------
 
     def _start_heart(self) -> None:
-        if self._heart is None or self._heart.done():
-            self._heart = asyncio.create_task(self._beat_forever(), name="flatfleet-heartbeat")
-            self.guard.start()
-
-    async def _beat_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self.store.lease / 3)
-            await self.beat()
+        self._heart.start()
+        self.guard.start()
 
     async def catch_up(self) -> None:
         """Beat now if the event loop was blocked for so long that a beat is late: before anybody here claims anything.
@@ -207,36 +204,47 @@ class Fleet:
             lease.expires = sent + self.store.lease
         for item_id in answer.lost:
             if self.leases.get(item_id) is leases[item_id]:
-                leases[item_id].lose(f"item {item_id} was taken over: token {leases[item_id].token} is no longer valid")
+                leases[item_id].lose(
+                    f"item {item_id} was taken over, or cancelled: token {leases[item_id].token} is no longer valid"
+                )
         for worker, status in answer.workers.items():
-            if worker in self.workers:
-                self.workers[worker] = status or "lost"
-                if status not in LIVE_WORKER:
-                    logger.warning("worker %s is %s in the registry; it stops after its item", worker, status)
-                    self.lounge.dismiss()
+            self._told(worker, status or "lost")
 
+    async def look(self) -> float:
+        """Hear which workers were told to end, and hand back what they hold where their time is up.
 
-def _in_daemon(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a function in a daemon thread; nobody waits for it who does not await the future."""
-    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def answer(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast(T, result))
-
-    def run() -> None:
-        result, error = None, None
+        Returns the seconds until the next look.
+        """
+        pause = SELDOM if self.store.bell.hears or not self.store.durable else POLL
+        if not self.workers:
+            return pause
         try:
-            result = context.run(function)
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(answer, result, error)
+            told = await self.store.driver.draining(self.store.owner)
+        except StoreError as error:
+            logger.warning("the orders of the workers could not be read: %s", error)
+            return pause
+        now, late = time.time(), set()
+        for worker, until in told.items():
+            self._told(worker, "terminating")
+            if until is not None and until <= now:
+                late.add(worker)
+            elif until is not None:
+                pause = min(pause, until - now)
+        if late:
+            leases = [lease for lease in self.leases.values() if lease.worker in late and lease.lost is None]
+            await asyncio.gather(*map(self._take_back, leases))
+        return pause
 
-    threading.Thread(target=run, name="flatfleet-blocking", daemon=True).start()
-    return future
+    async def _take_back(self, lease: Lease) -> None:
+        """Hand an item back in the midst of its work, and cancel that; nothing is changed if it has just ended."""
+        if await self._release(lease):
+            lease.lose(f"worker {lease.worker} was told to end by now: item {lease.item_id} has been handed back")
+
+    def _told(self, worker: str, status: str) -> None:
+        if self.workers.get(worker, status) == status:
+            return
+        self.workers[worker] = status
+        if status not in LIVE_WORKER:
+            logger.warning("worker %s is %s in the registry; it stops after its item", worker, status)
+        if status != "active":
+            self.lounge.dismiss(worker)

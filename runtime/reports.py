@@ -23,14 +23,14 @@ _LEADING = re.compile(r"(?:[#>|=~:+-]|\d{1,9}(?=[.)](?:\s|$)))")
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Render a report as Markdown: title, summary, key points, claims, terms, notes by section, provenance.
+    """Render a report as Markdown: title, summary, what is missing, key points, claims, terms, notes by section, provenance.
 
     Fields that are missing or empty leave no trace, and fields of another type are shown as well as can be.
     """
     blocks = [f"# {_text(report.get('title')) or 'Untitled'}"]
     summary = _text(report.get("summary"))
     blocks.append(summary or "*No summary was made.*")
-    for heading, name in (("Key points", "key_points"), ("Claims", "claims")):
+    for heading, name in (("Missing", "missing"), ("Key points", "key_points"), ("Claims", "claims")):
         lines = [f"- {line}" for line in _lines(report.get(name))]
         if lines:
             blocks += [f"## {heading}", "\n".join(lines)]
@@ -46,6 +46,22 @@ def markdown(report: Mapping[str, Any]) -> str:
     if footer:
         blocks += ["---", footer]
     return "\n\n".join(blocks) + "\n"
+
+
+def of_draft(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of a task's refined `draft`: what was found out, and what it was made from."""
+    item, draft = task["item"], task["draft"]
+    return {
+        "title": task["title"],
+        "source": item.get("path") or item.get("doi") or item.get("id") or task["item_id"],
+        "summary": draft.get("summary", ""),
+        **{name: draft.get(name, []) for name in ("key_points", "claims", "terms", "sections")},
+        "score": task.get("score"),
+        "rounds": task["rounds"],
+        "words": task["words"],
+        "parallelism": len(task["parts"]),
+        "item_id": task["item_id"],
+    }
 
 
 def write(folder: Path, name: str, report: Mapping[str, Any]) -> dict[str, str]:

@@ -27,7 +27,7 @@ _NEEDS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("tool_loop", ("agent",)),
     ("session_id", ("agent",)),
 )
-_SETTINGS = ("max_steps", "max_parallel", "fleet", "max_depth", "parallel_fallback")
+_SETTINGS = ("max_steps", "max_parallel", "tasks", "fleet", "max_depth", "parallel_fallback")
 _SIGNAL_ONLY = ("action", "launch", "machine", "foreach", "agent")
 
 

@@ -79,7 +79,20 @@ class Loader:
     def _inlined(self, config: dict[str, Any], doc: Document, base: Where) -> Bundle:
         data = dict(mapping(config.get("data")))
         at: Where = (*base, "data")
-        for kind, embed in (("agents", self._agent), ("machines", self._child)):
+        tasks = mapping(mapping(data.get("settings")).get("tasks"))
+        for name in tasks:
+            if name not in (machines := mapping(data.get("machines"))):
+                place = doc.at((*at, "settings", "tasks", name), True)
+                self._add(f"{place}: settings.tasks: unknown machine '{name}'{did_you_mean(name, machines)}")
+
+        def machine(name: str, ref: Any, doc: Document, where: Where) -> Any:
+            return (
+                self._with_task(name, ref, tasks[name], doc, where)
+                if name in tasks
+                else self._child(name, ref, doc, where)
+            )
+
+        for kind, embed in (("agents", self._agent), ("machines", machine)):
             if isinstance(data.get(kind), dict):
                 data[kind] = {name: embed(name, ref, doc, (*at, kind, name)) for name, ref in data[kind].items()}
         self._check_inputs(data, doc, at)
@@ -111,6 +124,19 @@ class Loader:
         except BundleError as error:
             self._add(*error.problems)
             return ref
+
+    def _with_task(self, name: str, ref: Any, task: Any, doc: Document, where: Where) -> Any:
+        """Return the machine of `ref` with the task that settings.tasks names for it, whatever `--task` is."""
+        at: Where = (*where[:-2], "settings", "tasks", name)
+        before = self._task, self._done, self._slots, self._replaced
+        self._task, self._done, self._slots = None, {}, []
+        self._task = self._child(f"{name}'s task", task, doc, at)
+        self._done, self._replaced = {}, False
+        child = self._child(name, ref, doc, where)
+        if not self._replaced:
+            self._add(f"{doc.at(at)}: settings.tasks: no machine is called '{TASK}' in '{name}' or below")
+        self._task, self._done, self._slots, self._replaced = before
+        return child
 
     def _child(self, name: str, ref: Any, doc: Document, where: Where) -> Any:
         self._slots.append(name)

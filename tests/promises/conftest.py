@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 from flatfleet.runtime.sources import expand
 from flatfleet.runtime.stores import open_store
-from flatfleet.runtime.stores.contract import Attempt, Counts, Item
+from flatfleet.runtime.stores.records import Attempt, Counts, Item
 from flatfleet.runtime.stores.store import Store
 
 T = TypeVar("T")

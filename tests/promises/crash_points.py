@@ -20,7 +20,7 @@ from typing import Any
 import aiosqlite
 from flatfleet.runtime.errors import StoreUnavailable
 from flatfleet.runtime.stores import group
-from flatfleet.runtime.stores.contract import Failure, NewItem, SnapshotRow
+from flatfleet.runtime.stores.records import Failure, NewItem, SnapshotRow
 from flatfleet.runtime.stores.sqlite import SQLiteDriver
 from flatmachines import WorkerRegistration
 
@@ -98,6 +98,8 @@ def operations() -> dict[str, Op]:
         "hand_back": lambda d: d.hand_back(owner="o1", crashed=False),
         "hand_back crashed": lambda d: d.hand_back(owner="o1", crashed=True),
         "retry": lambda d: d.retry("p", None),
+        "cancel": lambda d: d.cancel("p", ["p:0", "p:9", "p:late", "p:3"]),
+        "pause": lambda d: d.pause("p", LATER + 60),
         "save_snapshot": lambda d: d.save_snapshot(
             SnapshotRow("p:0", "k2", b"{2}", "state_enter"), ("p:0", 1), "p:0:s:"
         ),

@@ -1,7 +1,7 @@
 """The actions of trial.yml. An item is data: {key, seconds, do: {state: what}}; each state notes in a log that it ran.
 
 `do` for a state: `kill` this process · `block` the event loop for `seconds` · `thread` the same in a thread ·
-`wait` until the file `until` exists · `fail`. Otherwise a state just takes `seconds`.
+`wait` until the file `until` exists · `fail` · `pass`, which takes no time. Otherwise a state just takes `seconds`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def _step(state: str, context: dict[str, Any], fleet: Any) -> dict[str, An
             await asyncio.sleep(0.005)
     elif what == "fail":
         raise ValueError(f"{state} was told to fail")
-    else:
+    elif what != "pass":
         await asyncio.sleep(seconds)
     context["ran"] = [*context["ran"], state]
     return context

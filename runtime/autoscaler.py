@@ -1,0 +1,129 @@
+"""The autoscaler of one fleet: it looks, decides, and sends the scaler the message that a person would send."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flatfleet.runtime import fleet_settings, metrics
+from flatfleet.runtime.fleet import Fleet
+from flatfleet.runtime.policies import deciding, memory
+from flatfleet.runtime.policies.observation import Observation
+from flatfleet.runtime.policies.settings import Settings, settings
+from flatfleet.runtime.values import text
+
+logger = logging.getLogger(__name__)
+
+BY = "autoscaler"
+LOOKED_THROUGH = 50
+"""Decisions of the scaler among which the latest order to hold is looked for."""
+FOREVER = 1e9
+"""Seconds, 31 years: workers under an autoscaler do not retire by themselves."""
+_DONE = ("applied", "unchanged")
+
+
+def serve(context: dict[str, Any], fleet: Fleet) -> int | None:
+    """Make this process serve a fleet with a `policy`, and return the fewest workers that this allows; None without one.
+
+    Raises UsageError for a policy that is none.
+    """
+    if not context.get("policy"):
+        return None
+    context["policy"] = fleet_settings.load(context["policy"])
+    context["idle_timeout"] = FOREVER
+    fleet.served = True
+    return settings(context["policy"]).min
+
+
+def ordered(
+    state: Mapping[str, Any], orders: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]], at: float
+) -> dict[str, Any]:
+    """The policies' state with what people have ordered: scaling is paused, or a message of theirs holds the target."""
+    until = orders.get("until")
+    if orders.get("paused") and (until is None or at < until):
+        return memory.pause({name: value for name, value in state.items() if name != "hold_until"})
+    found = memory.pause(state, False)
+    for each in reversed(decisions):
+        hold = each["message"].get("hold") if isinstance(each.get("message"), Mapping) else None
+        if hold is not None and each.get("outcome") in _DONE and each.get("by") != BY:
+            ends = each["at"] + hold
+            held = at < ends and each["at"] > orders.get("resumed_at", 0.0)
+            return memory.hold(found, ends) if held else found
+    return found
+
+
+class Autoscaler:
+    """One step of the machine autoscaler.yml; all that it knows stands in the machine's context and in the store."""
+
+    def __init__(self, context: dict[str, Any], fleet: Fleet) -> None:
+        self._context, self._fleet = context, fleet
+        self._record = fleet.store.fleet(text(context, "pool", "papers"))
+
+    async def observe(self) -> dict[str, Any]:
+        """Look. Where the store had not answered for longer than `stale_after`, what is seen counts as of before that."""
+        context, began = self._context, time.time()
+        context.update(closed=self._fleet.draining, error=None, last_error=None)
+        if context["closed"]:
+            return context
+        o = await metrics.observe(self._fleet.store, self._record.name, self._settings())
+        silent = min(context.get("silent") or began, began)
+        context["seen"] = replace(o, measured=min(o.at, silent)).data()
+        return context
+
+    async def decide(self) -> dict[str, Any]:
+        context, s = self._context, self._settings()
+        o = Observation.of(context["seen"])
+        state = await self._record.policy_state()
+        before = ordered(state, await self._record.orders(), await self._record.decisions(LOOKED_THROUGH), o.at)
+        decision, kept = deciding.decide(o, s, before)
+        data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
+        if before != state or not context.get("begun"):
+            data["state"] = before  # a replay cannot know of a restart, or of what people have ordered
+        if context.get("silent"):
+            data["note"] = f"the store had not answered for {max(0.0, o.at - context['silent']):.0f} s"
+        short = not o.missing(s.stale_after) and o.workers < decision.desired and o.workers < (o.demand or 0)
+        data["sent"] = decision.outcome != "hold" or short
+        context.update(decision=data, state=kept, sends=data["sent"])
+        return context
+
+    async def send(self) -> dict[str, Any]:
+        decision = self._context["decision"]
+        message = {
+            "id": decision["id"],
+            "target": decision["desired"],
+            "if_current": decision["current"],
+            "reason": decision["reason"][:1000],
+            "by": BY,
+        }
+        await self._fleet.store.signals.send(self._record.channel, message)
+        return self._context
+
+    async def record(self) -> dict[str, Any]:
+        context = self._context
+        await self._record.decide_policy(context["decision"])
+        await self._record.keep_policy_state(context["state"])
+        context.update(begun=True, silent=None, decision=None, state=None)
+        return context
+
+    async def away(self) -> dict[str, Any]:
+        context = self._context
+        why = (context.get("error") or {}).get("message") or context.get("last_error")
+        if not context.get("silent"):
+            context["silent"] = (context.get("seen") or {}).get("at") or time.time()
+            logger.warning("the autoscaler of fleet %s cannot decide: %s", self._record.name, why)
+        return context
+
+    async def rest(self) -> dict[str, Any]:
+        await self._fleet.rest(self._settings().interval)
+        return self._context
+
+    def _settings(self) -> Settings:
+        """Those of the context's `policy`; the defaults without one. Raises UsageError for what is none."""
+        context = self._context
+        if not context.get("checked"):
+            context.update(policy=fleet_settings.load(context.get("policy") or {}), checked=True)
+        return settings(context["policy"])

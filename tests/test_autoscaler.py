@@ -1,0 +1,329 @@
+"""autoscaler.yml as it is shipped, and what people may order: a fleet that decides for itself, over every store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from importlib import resources
+
+import pytest
+import yaml
+from flatfleet.hooks import autoscaling as actions
+from flatfleet.runtime import autoscaler, bundle, metrics
+from flatfleet.runtime.errors import StoreUnavailable, UsageError
+from flatfleet.runtime.policies.settings import settings
+from flatfleet.runtime.replay import decisions as log
+from jsonschema import Draft7Validator
+
+SOON = 10.0
+"""Seconds after which a test gives up; nothing takes as long where all is well."""
+DECISION = Draft7Validator(
+    json.loads(resources.files("flatfleet.schemas").joinpath("policy-decision.schema.json").read_text("utf-8"))
+)
+POLICY = {
+    "mode": "target", "min": 0, "max": 4, "target_utilization": 1, "interval": 0.05, "stale_after": 5, "idle_terminate": 0.2,
+    "cooldown_period": 0, "scale_up_rate": None, "scale_down_rate": None,
+}  # fmt: skip
+
+
+async def until(happened, within=SOON):
+    async with asyncio.timeout(within):
+        while not (found := await happened()):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    return found
+
+
+@pytest.fixture
+def task(flow, tmp_path):
+    """The file of a task of the one action `work`."""
+    start = {"action": "work", "hooks": "test", "transitions": [{"to": "done"}]}
+    file = tmp_path / "task.yml"
+    file.write_text(
+        yaml.safe_dump(flow({"start": start, "done": {"type": "final"}}, {"item": "input.item"}, name="task"))
+    )
+    return str(file)
+
+
+@pytest.fixture
+def crew(any_kit, task):
+    """The fleet p with an autoscaler; its items wait for `go`."""
+
+    class Crew:
+        def __init__(self):
+            self.kit, self.store, self.fleet, self.go = any_kit, any_kit.store, any_kit.fleet, asyncio.Event()
+            self.record, self.pool = self.store.fleet("p"), self.store.work.pool("p")
+
+            async def work(context, fleet):
+                await self.go.wait()
+                return context
+
+            any_kit.does(work)
+
+        def context(self, **policy):
+            return {"pool": "p", "policy": {**POLICY, **policy}}
+
+        async def round(self, context):
+            """One round of the machine, without the rest; the decision that it leaves."""
+            await actions.decide(await actions.observe(context, self.fleet), self.fleet)
+            if context["sends"]:
+                await actions.send(context, self.fleet)
+            await actions.record(context, self.fleet)
+            return (await self.decisions())[-1]
+
+        async def decisions(self):
+            found = await self.record.policy_decisions(1000)
+            for each in found:
+                DECISION.validate(each)
+            return found
+
+        async def sent(self):
+            return [signal.data for signal in await self.store.signals.peek("fleet/p/scale")]
+
+        async def push(self, n, name="i"):
+            await self.pool.push_many([self.pool.new({}, key=f"{name}{k}") for k in range(n)])
+
+        @contextlib.asynccontextmanager
+        async def runs(self, **policy):
+            """The whole fleet as the launcher starts it, with a dispatcher."""
+            from flatfleet.runtime.dispatcher import Dispatcher
+
+            source = {"input": str(self.empty()), "pool": "p", "out": "", "policy": {**POLICY, **policy}}
+            dispatcher = Dispatcher(self.store, self.kit.engine)
+            dispatcher.start()
+            launcher = self.kit.machine(bundle.load("package:flatfleet/launcher.yml", task=task), "launcher")
+            try:
+                yield await launcher.execute(input=source)
+            finally:
+                self.go.set()
+                await dispatcher.stop()
+                await self.kit.engine.close(SOON)
+
+        def empty(self):
+            from pathlib import Path
+
+            file = Path(task).parent / "first.jsonl"
+            file.write_text('{"key": "first"}\n')
+            return file
+
+        async def live(self):
+            found = await self.store.driver.metrics("p", 0.0, 0)
+            return sum(numbers[0] for numbers in found.crew.values())
+
+    return Crew()
+
+
+# -- one round ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_decided_is_sent_as_a_person_would_send_it_and_recorded(crew):
+    await crew.push(3)
+    decision = await crew.round(crew.context())
+    assert (decision["fleet"], decision["outcome"], decision["desired"], decision["current"]) == ("p", "up", 3, 0)
+    assert decision["seen"]["waiting"] == 3
+    assert decision["sent"]
+    (message,) = await crew.sent()
+    assert message == {
+        "id": decision["id"], "target": 3, "if_current": 0, "reason": decision["reason"], "by": "autoscaler"
+    }  # fmt: skip
+    assert await crew.store.driver.fleets() == []
+
+
+async def test_nothing_is_sent_where_nothing_changes(crew):
+    await crew.record.set_target(0)
+    decision = await crew.round(crew.context())
+    assert (decision["outcome"], decision["sent"]) == ("hold", False)
+    assert await crew.sent() == []
+
+
+async def test_workers_that_are_missing_are_asked_for_again(crew):
+    await crew.push(3)
+    await crew.record.set_target(3)
+    decision = await crew.round(crew.context())
+    assert (decision["outcome"], decision["sent"]) == ("hold", True)
+    assert [message["target"] for message in await crew.sent()] == [3]
+
+
+async def test_what_is_remembered_survives_a_restart(crew):
+    await crew.push(3)
+    await crew.round(crew.context(cooldown_period=60))
+    await crew.record.set_target(3)
+    await crew.push(1, "j")
+    decision = await crew.round(crew.context(cooldown_period=60))  # another process
+    assert (decision["bound_by"], decision["desired"]) == ("cooldown", 3)
+    assert decision["state"]["changed_at"]
+
+
+async def test_a_store_that_was_away_gives_no_scale_down_and_a_recorded_reason(crew, monkeypatch):
+    context = crew.context(idle_terminate=0, interval=10, stale_after=30)
+    await crew.record.set_target(4)
+    await actions.observe(context, crew.fleet)
+    assert context["seen"]["waiting"] == 0
+
+    async def gone(*args):
+        raise StoreUnavailable("no answer")
+
+    with monkeypatch.context() as away:
+        away.setattr(metrics, "observe", gone)
+        with pytest.raises(StoreUnavailable):
+            await actions.observe(context, crew.fleet)
+        context["seen"]["at"] -= 61
+        context["error"] = {"message": "no answer"}
+        await actions.away(context, crew.fleet)
+        await actions.away(context, crew.fleet)
+    decision = await crew.round(context)
+    assert (decision["outcome"], decision["desired"], decision["sent"]) == ("hold", 4, False)
+    assert decision["reason"].startswith("the demand was measured 61 s ago")
+    assert decision["note"] == "the store had not answered for 61 s"
+    decision = await crew.round(context)
+    assert (decision["outcome"], decision["desired"]) == ("down", 0)  # it has recovered
+    assert "note" not in decision
+
+
+async def test_a_short_silence_changes_nothing(crew):
+    context = crew.context(idle_terminate=0, interval=10, stale_after=30)
+    await crew.record.set_target(4)
+    await actions.away(context, crew.fleet)
+    decision = await crew.round(context)
+    assert decision["outcome"] == "down"
+    assert decision["note"] == "the store had not answered for 0 s"
+
+
+async def test_an_error_while_deciding_does_not_end_the_machine(crew, monkeypatch):
+    failures = iter([StoreUnavailable("locked"), ValueError("a bug")])
+
+    async def observe(*args, real=metrics.observe):
+        error = next(failures, None)
+        if error is not None:
+            raise error
+        return await real(*args)
+
+    monkeypatch.setattr(metrics, "observe", observe)
+    machine = crew.kit.machine(bundle.load("package:flatfleet/autoscaler.yml"))
+    running = asyncio.create_task(machine.execute(input=crew.context()))
+
+    async def decided():
+        return await crew.decisions()
+
+    assert (await until(decided))[0]["note"]
+    crew.fleet.drain()
+    assert await asyncio.wait_for(running, SOON) == {"pool": "p"}
+
+
+async def test_it_ends_at_once_when_its_process_stops(crew):
+    machine = crew.kit.machine(bundle.load("package:flatfleet/autoscaler.yml"))
+    running = asyncio.create_task(machine.execute(input=crew.context(interval=3600, stale_after=4000)))
+
+    async def decided():
+        return await crew.decisions()
+
+    await until(decided)
+    crew.fleet.drain()
+    await asyncio.wait_for(running, SOON)
+
+
+# -- the policy --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_policy_is_a_preset_a_file_or_settings(crew, tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text("{mode: target, min: 2}")
+    for policy, least in (("auto", 1), ("reactive", 0), (str(file), 2), ({"min": 3}, 3)):
+        context = {"policy": policy, "idle_timeout": 300}
+        assert autoscaler.serve(context, crew.fleet) == least
+        assert context["policy"] == ({"preset": policy} if policy in ("auto", "reactive") else context["policy"])
+        assert context["idle_timeout"] == autoscaler.FOREVER
+    assert crew.fleet.served
+
+
+async def test_without_a_policy_nothing_changes(crew):
+    context = {"policy": None, "idle_timeout": 300}
+    assert autoscaler.serve(context, crew.fleet) is None
+    assert (crew.fleet.served, context["idle_timeout"]) == (False, 300)
+
+
+async def test_a_policy_that_is_none_is_refused(crew, tmp_path):
+    with pytest.raises(UsageError, match=r"Did you mean 'auto'\?"):
+        autoscaler.serve({"policy": "autoo"}, crew.fleet)
+    file = tmp_path / "mine.yml"
+    file.write_text("{mode: slow}")
+    with pytest.raises(UsageError, match=r"mine\.yml: settings\.fleet\.mode must be one of"):
+        autoscaler.serve({"policy": str(file)}, crew.fleet)
+
+
+# -- orders by hand ----------------------------------------------------------------------------------------------------
+
+
+def told(at, hold=None, by="ann", outcome="applied"):
+    return {"at": at, "by": by, "outcome": outcome, "message": {"target": 1} | ({} if hold is None else {"hold": hold})}
+
+
+@pytest.mark.parametrize(
+    ("orders", "decisions", "expected"),
+    [
+        ({}, [], {}),
+        ({"paused": True, "until": None}, [], {"paused": True}),
+        ({"paused": True, "until": 101.0}, [], {"paused": True}),
+        ({"paused": True, "until": 100.0}, [], {}),
+        ({}, [told(90.0, 60)], {"hold_until": 150.0}),
+        ({}, [told(90.0, 60), told(95.0)], {"hold_until": 150.0}),
+        ({}, [told(90.0, 60), told(95.0, 6)], {"hold_until": 101.0}),
+        ({}, [told(90.0, 60), told(95.0, 1)], {}),
+        ({}, [told(90.0, 60, outcome="refused")], {}),
+        ({}, [told(90.0, 60, by="autoscaler")], {}),
+        ({}, [{"at": 99.0, "outcome": "rejected", "message": "x"}], {}),
+        ({"resumed_at": 91.0}, [told(90.0, 60)], {}),
+        ({"resumed_at": 89.0}, [told(90.0, 60)], {"hold_until": 150.0}),
+    ],
+)
+def test_what_people_have_ordered(orders, decisions, expected):
+    for before in ({}, {"paused": True}, {"hold_until": 1e9}):
+        found = autoscaler.ordered({"changed_at": 5.0, **before}, orders, decisions, 100.0)
+        found.pop("version", None)
+        assert found == {"changed_at": 5.0, **expected}
+
+
+async def test_a_pause_holds_the_target_until_scaling_is_resumed(crew):
+    context = crew.context()
+    await crew.push(3)
+    await crew.record.pause_scaling(None)
+    decision = await crew.round(context)
+    assert (decision["desired"], decision["bound_by"], decision["sent"]) == (0, "paused", False)
+    await crew.record.resume_scaling(0.0)
+    assert (await crew.round(context))["desired"] == 3
+
+
+# -- the fleet ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_fleet_goes_up_and_to_zero_and_back_by_itself(crew):
+    async with crew.runs(max=3) as launched:
+        assert launched["pool"] == "p"
+
+        async def live(n):
+            return await crew.live() == n
+
+        await crew.push(5)
+        await until(lambda: live(3))
+        crew.go.set()
+        await until(lambda: live(0))
+        assert (await crew.pool.counts()).completed == 6
+        crew.go.clear()
+        await crew.push(2, "later")
+        await until(lambda: live(2))
+        crew.go.set()
+        await until(lambda: live(0))
+        assert (await crew.pool.counts()).left == 0
+    assert all(row.token == 1 for row in [item async for item in crew.pool.items()])
+    found = await crew.decisions()
+    assert {each["outcome"] for each in found} == {"up", "down", "hold"}
+    again = list(log.again(enumerate(found), settings({**POLICY, "max": 3})))
+    assert [difference for _, difference in again if difference] == []
+
+
+async def test_a_rerun_leaves_the_autoscaler_that_there_is(crew):
+    async with crew.runs():
+        launcher = crew.kit.machine(bundle.load("package:flatfleet/launcher.yml"), "again")
+        source = {"input": str(crew.empty()), "pool": "p", "out": "", "policy": POLICY, "workers": 0}
+        await launcher.execute(input=source)
+        assert [name for name in crew.kit.engine._tasks if name.endswith(".autoscaler")] == ["p.autoscaler"]
