@@ -25,6 +25,9 @@ class Parts:
     hooks: Any
     adapters: Any
 
+    def __post_init__(self) -> None:
+        self.engine.build = lambda config, execution_id: self.machine(config, os.getcwd(), execution_id)  # noqa: PTH109
+
     def backends(self) -> dict[str, Any]:
         """The arguments of the SDK's FlatMachine that join a machine to this store and engine."""
         return {

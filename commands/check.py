@@ -26,8 +26,8 @@ class _Report:
 
 
 def parse(argv: Sequence[str], known: cli.Known) -> Any:
-    made = cli.parser("check", "Find mistakes in machine files: file:line:column, what is wrong, what is known.")
-    made.usage = "flatfleet check [FILE …] [flags]"
+    about = "Find mistakes in machine files: file:line:column, what is wrong, what is known."
+    made = cli.parser("check", about, "[FILE …]")
     made.add_argument("files", nargs="*", metavar="FILE", help="files, folders, package: refs (default: machines/)")
     options = cli.finish(made, argv, "check")
     options.needs_loop, options.must_exist, options.command = False, False, command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import Any, NoReturn
 from flatfleet.commands import terminal
 from flatfleet.runtime.errors import UsageError, did_you_mean
 
-VERBS = ("run", "results", "status", "check")
+VERBS = (
+    "run", "check", "status", "workers", "items", "explain", "dead", "results",
+    "scale", "drain", "pause", "resume", "retry", "cancel", "gc",
+    "explain-scaling", "pause-scaling", "resume-scaling",
+    "capacity", "replay",
+)  # fmt: skip
+STORE = "sqlite:fleet.db"
 
 Known = Callable[[], Mapping[str, Collection[str]]]
 """Makes the names of all hooks with those of their actions; called only by a verb that checks machines."""
@@ -21,16 +28,36 @@ Known = Callable[[], Mapping[str, Collection[str]]]
 USAGE = """\
 usage: flatfleet FILE [--input …]    run a machine (also: flatfleet run FILE …, python run.py FILE …)
        flatfleet FILE --help         what that machine takes
-       flatfleet results [--csv]     export the results, also during a run
-       flatfleet status              items and workers, now
        flatfleet check [FILE …]      find mistakes in machine files
 
-       --store URL   where everything durable is: sqlite:fleet.db (default), memory:
-       --json        one JSON object on standard output     -v   say more     --version
+look   flatfleet status              items, workers, targets, and what was last decided
+       flatfleet workers             the workers, with what they do
+       flatfleet items [--state S]   the items of a pool
+       flatfleet explain ITEM        all about an item: every attempt, the result
+       flatfleet dead                the items that died, by their errors
+       flatfleet results [--csv]     export the results, also during a run
+       flatfleet explain-scaling [--last N]   what the autoscaler has decided, and why
 
+steer  flatfleet scale N|+N|-N       that many workers, so many more or fewer
+       flatfleet drain [WORKER …]    let these workers finish their items and end; all without a name
+       flatfleet pause [--for 10m]   let nobody claim items for a time
+       flatfleet resume              let them claim again
+       flatfleet pause-scaling [--for 10m]   let the autoscaler leave the target alone
+       flatfleet resume-scaling      let it decide again
+       flatfleet retry [ITEM …]      try dead items again: these, --error X, --since 1d, or all
+       flatfleet cancel ITEM …       give these items up
+       flatfleet gc [--older 7d]     delete what has ended and nobody needs
+
+plan   flatfleet capacity --arrival 100 --service 120 [--workers 1..8]   how long items would wait
+       flatfleet replay --policy P --trace FILE   what a scaling policy would have done on a recorded day
+
+       --store URL   where everything durable is: sqlite:fleet.db (default), memory:
+       --json        one JSON document on standard output     -v   say more     --version
+
+All of them work in a terminal of their own, while the fleet runs and after.
 FILE is a path, or a machine of an installed package: package:flatfleet/launcher.yml
-Exit codes: 0 done · 1 some items failed or were skipped · 2 wrong input · 3 the store failed ·
-            4 a machine failed · 130 interrupted (the same command goes on)
+Exit codes: 0 done · 1 some items failed or were skipped, or a message was refused · 2 wrong input ·
+            3 the store failed · 4 a machine failed · 130 interrupted or drained (the same command goes on)
 """
 
 
@@ -59,27 +86,26 @@ def parse(argv: Sequence[str], known: Known) -> Any:
         sys.exit(0)
     if verb == "run" and argv[0] != "run" and not _names_a_file(rest[0]):
         raise UsageError(_no_verb(rest[0]))
-    module = importlib.import_module(f"flatfleet.commands.{verb}")
+    module = importlib.import_module(f"flatfleet.commands.{verb.replace('-', '_')}")
     options: Any = module.parse(rest, known)
     return options
 
 
-def parser(verb: str, description: str) -> Parser:
-    """A parser with the flags that every command has."""
+def parser(verb: str, description: str, takes: str = "") -> Parser:
+    """A parser with the flags that every command has; `takes` are the words that come before them."""
     made = Parser(
         prog=f"flatfleet {verb}",
-        usage=f"flatfleet {verb} [flags]".replace("%", "%%"),
+        usage=" ".join(filter(None, ("flatfleet", verb, takes, "[flags]"))).replace("%", "%%"),
         description=description,
         allow_abbrev=False,
     )
-    store = os.environ.get("FLATFLEET_STORE") or "sqlite:fleet.db"
     made.add_argument(
         "--store",
-        default=store,
+        default=os.environ.get("FLATFLEET_STORE") or STORE,
         metavar="URL",
         help="where everything durable is, or FLATFLEET_STORE (now: %(default)s)",
     )
-    made.add_argument("--json", action="store_true", default=False, help="one JSON object on standard output")
+    made.add_argument("--json", action="store_true", default=False, help="one JSON document on standard output")
     made.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
     return made
 
@@ -95,17 +121,6 @@ def choice(*names: str) -> Callable[[str], str]:
     return check
 
 
-def seconds(text: str) -> float:
-    """The type of a flag that takes a span of time."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
-    return value
-
-
 def finish(made: argparse.ArgumentParser, argv: Sequence[str], what: str) -> argparse.Namespace:
     """Parse; an unknown flag is a UsageError with a suggestion."""
     options, unknown = made.parse_known_args(list(argv))
@@ -115,8 +130,32 @@ def finish(made: argparse.ArgumentParser, argv: Sequence[str], what: str) -> arg
         if not flag.startswith("-"):
             hint = "; what to work through is named with --input (quote a glob)" if "--input" in flags else ""
             raise UsageError(f"unexpected argument '{flag}' for {what}{hint}")
-        raise UsageError(f"unknown flag '{flag}' for {what}{did_you_mean(flag, flags)}")
+        raise UsageError(
+            f"unknown flag '{flag}' for {what}{did_you_mean(flag, flags)}{_dashed(made, what, unknown[0])}"
+        )
     return options
+
+
+def on_store(made: argparse.ArgumentParser, argv: Sequence[str], verb: str, command: Any) -> argparse.Namespace:
+    """Finish the options of a verb that looks into, or steers, a store that is there: `await command(options, parts)`."""
+    options = finish(made, argv, verb)
+    options.needs_loop, options.must_exist, options.command = True, True, command
+    return options
+
+
+def again(options: Any, *words: str) -> str:
+    """What to type next: `flatfleet` with these words, about the same store and pool."""
+    pool = ["--pool", options.pool] if getattr(options, "pool", None) else []
+    store = ["--store", options.store] if options.store != (os.environ.get("FLATFLEET_STORE") or STORE) else []
+    return shlex.join(["flatfleet", *words, *pool, *store])
+
+
+def _dashed(made: argparse.ArgumentParser, what: str, word: str) -> str:
+    """How to write a name that begins with a dash, for a verb that takes names."""
+    names = any(not action.option_strings and action.type is None for action in made._actions)
+    if word.startswith("--") or not names:
+        return ""
+    return f"; if that is a name, it comes after --, as in: {shlex.join(['flatfleet', what, '--', word])}"
 
 
 def _names_a_file(word: str) -> bool:

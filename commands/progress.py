@@ -10,11 +10,15 @@ from collections import deque
 from typing import Any
 
 from flatfleet.commands import terminal
+from flatfleet.commands.durations import span, until
+from flatfleet.commands.finding import count
 from flatfleet.runtime.errors import StoreError
-from flatfleet.runtime.stores.contract import Counts
+from flatfleet.runtime.stores.records import Counts
 
 TICK = 0.2
 LINE_EVERY = 5.0
+PAUSE_EVERY = 1.0
+"""Seconds between two questions whether the pool is paused."""
 WINDOW = 10.0
 SKIPS_SHOWN = 5
 
@@ -29,6 +33,8 @@ class Progress:
         self._watcher: asyncio.Task[None] | None = None
         self._history: deque[tuple[float, int]] = deque()
         self._errors: dict[str, int] = {}
+        self._paused: float | None = None
+        self._asked = -PAUSE_EVERY
         self._bar: Any = None
         self._task: Any = None
 
@@ -45,8 +51,8 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def launched(self, output: Any) -> None:
-        """Say what a launcher found, once it has ended."""
+    async def launched(self, output: Any) -> None:
+        """Say what a launcher found, once it has ended, and until when its workers have to wait."""
         if not isinstance(output, dict) or "left" not in output:
             return
         skipped = output.get("skipped") or 0
@@ -56,7 +62,10 @@ class Progress:
         if skipped > len(reasons):
             self.say(f"skipped {skipped - len(reasons)} more")
         if output["workers"]:
-            self.say(f"pool {output['pool']}: {_found(output)}; {output['workers']} workers")
+            with contextlib.suppress(StoreError):
+                await self._ask()
+            paused = f"; {self._pause()}" if self._paused is not None else ""
+            self.say(f"pool {output['pool']}: {_found(output)}; {count(output['workers'], 'worker')}{paused}")
 
     def say(self, text: str) -> None:
         """Print one message above the bar."""
@@ -76,6 +85,8 @@ class Progress:
                 counts = await self._pool.counts()
                 if counts.dead != sum(self._errors.values()):
                     self._errors = await self._pool.errors()
+                if time.monotonic() - self._asked >= PAUSE_EVERY:
+                    await self._ask()
             except StoreError:
                 return  # whoever works with the store says what is wrong with it
             now = time.monotonic()
@@ -88,6 +99,13 @@ class Progress:
             elif now - shown >= LINE_EVERY and counts.total:
                 shown = now
                 self.say(f"{counts.completed + counts.dead}/{counts.total} · {self._info(counts)}")
+
+    async def _ask(self) -> None:
+        if self._pool is not None and not self.quiet:
+            self._asked, self._paused = time.monotonic(), await self._pool.paused()
+
+    def _pause(self) -> str:
+        return "" if self._paused is None else f"paused until {until(self._paused)}"
 
     def _draw(self, counts: Counts) -> None:
         if self._bar is None:
@@ -103,23 +121,15 @@ class Progress:
     def _info(self, counts: Counts) -> str:
         (then, before), (now, after) = self._history[0], self._history[-1]
         rate = (after - before) / (now - then) if now > then else 0.0
-        parts = [f"{rate:.1f}/s", f"{self._engine.live()} workers"]
+        parts = [f"{rate:.1f}/s", count(self._engine.live(), "worker")]
         if rate and counts.left:
             parts.insert(1, f"ETA {span(counts.left / rate)}")
+        if self._paused is not None:
+            parts.insert(0, self._pause())
         if counts.delayed:
             parts.append(f"{counts.delayed} waiting to be retried")
         parts += [f"{n} {terminal.plain(name)}" for name, n in list(self._errors.items())[:3]]
         return " · ".join(parts)
-
-
-def span(seconds: float) -> str:
-    """A duration in words of at most two units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02}h"
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
 def _found(output: dict[str, Any]) -> str:
@@ -127,7 +137,7 @@ def _found(output: dict[str, Any]) -> str:
     if output.get("known") or done or dead:
         text = f"{done} done, {output['recovered']} recovered, {left} left" + (f", {dead} dead" if dead else "")
     else:
-        text = f"{output['added']} items"
+        text = count(output["added"], "item")
     return text + (f", {output['skipped']} skipped" if output.get("skipped") else "")
 
 

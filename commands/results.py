@@ -6,18 +6,20 @@ import argparse
 import contextlib
 import csv
 import json
-import math
 import os
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flatfleet.commands import cli, exits
+from flatfleet.commands.terminal import finite
 from flatfleet.runtime.errors import UsageError, did_you_mean
-from flatfleet.runtime.stores.contract import Item
+
+if TYPE_CHECKING:
+    from flatfleet.runtime.stores.records import Item
 
 STATES = ("ready", "delayed", "claimed", "completed", "dead")
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
@@ -35,9 +37,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
         help=f"items in this state: {', '.join(STATES)}, all or settled (default: settled, which is completed or dead)",
     )
     made.add_argument("-o", "--output", metavar="FILE", help="write to this file (whole or not at all)")
-    options = cli.finish(made, argv, "results")
-    options.needs_loop, options.must_exist, options.command = True, True, command
-    return options
+    return cli.on_store(made, argv, "results", command)
 
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
@@ -63,17 +63,8 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         else:
             async for item in pool.items(state):
                 if item.state in wanted:
-                    out.write(json.dumps(_finite(_row(item)), ensure_ascii=False) + "\n")
+                    out.write(json.dumps(finite(_row(item)), ensure_ascii=False) + "\n")
     return exits.DONE
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for (NaN, infinity)."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list) else value
 
 
 def _row(item: Item) -> dict[str, Any]:

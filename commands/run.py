@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
+import functools
 import importlib.util
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatfleet.commands import cli, flags, terminal
+from flatfleet.commands import cli, durations, flags, terminal
 from flatfleet.commands.progress import Progress
-from flatfleet.commands.session import Session
-from flatfleet.commands.signals import GRACE
-from flatfleet.commands.summary import DEAD_SHOWN, Summary
+from flatfleet.commands.session import DEADLINE, Session
+from flatfleet.commands.summary import Summary, drained, first_dead
 from flatfleet.runtime.errors import FleetError, MachineError, UsageError
 
 AGENTS = ("offline", "flatagent")
@@ -27,7 +24,7 @@ LLM_LIBRARIES = ("litellm", "aisuite")
 
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     """Load the machine that the first word names, and parse the rest as its inputs."""
-    from flatfleet.runtime import bundle
+    from flatfleet.runtime import bundle, fleet_settings
 
     file, rest = argv[0], argv[1:]
     early = cli.Parser(add_help=False, allow_abbrev=False)
@@ -43,6 +40,8 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     task = _task(config)
     if options.task and "pool" in specs and not options.inputs.get("pool") and task:
         options.inputs["pool"] = task["data"].get("name", "task")
+    if "policy" in specs and (policy := options.inputs.get("policy") or fleet_settings.inside(config)):
+        options.inputs["policy"] = fleet_settings.load(policy)
     if any(_flatagents(config)) and not any(map(importlib.util.find_spec, LLM_LIBRARIES)):
         raise UsageError(
             f"agent '{next(_flatagents(config))}' asks a model, and no library for that is installed: "
@@ -69,10 +68,10 @@ def _parser(file: str, description: str) -> cli.Parser:
     made.add_argument("--stay", action="store_true", help="keep the workers waiting for more items")
     made.add_argument(
         "--drain-deadline",
-        type=cli.seconds,
-        default=30.0,
+        type=durations.seconds,
+        default=DEADLINE,
         metavar="S",
-        help="seconds that the items in hand have to finish after the first Ctrl-C (default: 30)",
+        help="seconds (or 10m, 2h) that the items in hand have to finish after the first Ctrl-C (default: 30)",
     )
     made.add_argument("--capabilities", default="", metavar="A,B", help="what the workers here can serve")
     return made
@@ -98,13 +97,20 @@ def _flatagents(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
+    from flatfleet.runtime.dispatcher import Dispatcher
+
     terminal.log_to_stderr(options.verbose)
     source = options.bundle.source
-    machine = parts.machine(options.bundle, str(source.parent if source else Path.cwd()))
+    name = _name(options)
+    if name:
+        options.inputs["machine_id"] = name
+    machine = parts.machine(options.bundle, str(source.parent if source else Path.cwd()), name)
     settings = options.defaults | {name: value for name, value in options.inputs.items() if value is not None}
     pool = parts.store.work.pool(settings["pool"]) if settings.get("pool") else None
     progress = Progress(pool, parts.engine, quiet=options.json)
-    session = Session(parts, machine, options.drain_deadline, progress)
+    dispatcher = Dispatcher(parts.store, parts.engine)
+    named = functools.partial(parts.engine.run_named, machine) if name else None
+    session = Session(parts, machine, options.drain_deadline, progress, dispatcher, named)
     started = time.monotonic()
     output, error = await session.execute(options.inputs)
     if isinstance(error, FleetError):
@@ -117,7 +123,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         output=output if isinstance(output, dict) else {"output": output},
         counts=counts,
         errors=await pool.errors() if pool else {},
-        dead=await _dead(pool) if pool and counts and counts.dead else [],
+        dead=await first_dead(pool) if pool and counts and counts.dead else [],
         failures={name: f"{type(fault).__name__}: {fault}" for name, fault in parts.engine.failures().items()},
         seconds=time.monotonic() - started,
         store=parts.store.url,
@@ -126,24 +132,15 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         out=str(settings.get("out") or "") if options.writes else "",
         interrupted=session.interrupted,
         handed_back=session.handed_back,
+        drained=await drained(parts.store, pool.name, counts) if pool else 0,
     )
     terminal.show(json.dumps(summary.as_dict()) if options.json else summary.text())
-    code = summary.exit_code(parts.engine.failures())
-    if session.hard:
-        with contextlib.suppress(TimeoutError):  # claims that were under way are still being given back
-            await asyncio.wait_for(parts.store.close(), GRACE)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return await session.end(summary.exit_code(parts.engine.failures()))
 
 
-async def _dead(pool: Any) -> list[Any]:
-    """The first dead items of the pool."""
-    found: list[Any] = []
-    async with contextlib.aclosing(pool.items("dead")) as items:
-        async for item in items:
-            found.append(item)
-            if len(found) == DEAD_SHOWN:
-                break
-    return found
+def _name(options: argparse.Namespace) -> str | None:
+    """The name under which others run this machine, too: its `machine_id`, or {pool}.{machine} if it declares that."""
+    if "machine_id" not in options.defaults:
+        return None
+    given = options.inputs | {key: value for key, value in options.defaults.items() if options.inputs.get(key) is None}
+    return str(given["machine_id"] or f"{given.get('pool') or 'fleet'}.{options.bundle.name}")

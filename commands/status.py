@@ -1,84 +1,105 @@
-"""status: items by state and workers with what they do, once, from any process."""
+"""status: items by state, targets and decisions, and workers with what they do, once, from any process."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
-from flatfleet.commands import cli, exits
-from flatfleet.commands.progress import span
-from flatfleet.commands.terminal import plain, show
+from flatfleet.commands import cli, decided, exits, finding
+from flatfleet.commands.durations import span, until
+from flatfleet.commands.finding import count
+from flatfleet.commands.terminal import document, plain, show
+from flatfleet.runtime import scaling
 from flatfleet.runtime.owner import is_dead
-from flatfleet.runtime.stores.contract import LIVE_WORKER, SCREEN_WORKER
+
+SHOWN = 20
+"""Workers that are shown at most; `workers` shows them all."""
+_STATES = ("waiting", "delayed", "claimed", "expired", "completed", "dead")
 
 
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
-    made = cli.parser("status", "Show the items of every pool by state, and the workers with what they do.")
+    made = cli.parser(
+        "status", "Show items by state, pauses, targets, the last decision, and workers with what they do."
+    )
+    finding.add_pool(made, "only this pool (default: all of them)")
     made.add_argument("--all", action="store_true", help="workers that have ended, too")
-    options = cli.finish(made, argv, "status")
-    options.needs_loop, options.must_exist, options.command = True, True, command
-    return options
+    return cli.on_store(made, argv, "status", command)
 
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
-    driver = parts.store.driver
-    pools = {name: await driver.counts(name) for name in await driver.pools()}
-    errors = {name: await driver.errors(name) for name in pools}
-    workers = await driver.workers()
-    shown = [_worker(worker) for worker in workers if options.all or worker.status in LIVE_WORKER]
-    ended = sum(worker.status not in LIVE_WORKER for worker in workers)
+    from flatfleet.commands import roster
+
+    store = parts.store
+    names = [(await finding.pool(options, store)).name] if options.pool else await finding.pools(store)
+    records = await store.registration.list()
+    pools = {name: await _pool(store, name, records) for name in names}
+    everyone = roster.rows(records, ended=True, pool=options.pool)
+    ended = len(everyone) - len(roster.rows(records, pool=options.pool))
+    workers = everyone if options.all else roster.rows(records, pool=options.pool)
     if options.json:
-        states = {
-            name: asdict(counts) | {"left": counts.left, "total": counts.total, "errors": errors[name]}
-            for name, counts in pools.items()
-        }
-        show(json.dumps({"store": parts.store.url, "pools": states, "workers": shown, "ended_workers": ended}))
+        document({"store": store.url, "pools": pools, "workers": workers, "ended_workers": ended})
         return exits.DONE
-    lines = [f"store {plain(parts.store.url)}"]
-    for name, counts in pools.items():
-        by_state = " · ".join(f"{n} {state}" for state, n in asdict(counts).items() if n)
-        lines.append(f"pool {name}: {counts.total} items" + (f": {by_state}" if by_state else ""))
-        lines += [f"  {n} × {plain(error)}" for error, n in errors[name].items()]
-    live = len(workers) - ended
-    lines.append(f"{live} workers" + (f" ({ended} ended; --all shows them)" if ended and not options.all else ""))
-    lines += map(_line, shown)
+    lines = [f"store {plain(store.url)}"]
+    for name, about in pools.items():
+        lines += _lines(name, about)
+    hint = f" ({ended} ended; --all shows them)" if ended and not options.all else ""
+    lines.append(f"{count(len(everyone) - ended, 'worker')}{hint}")
+    shown = roster.by_status(workers)
+    lines += map(roster.line, shown if options.all else shown[:SHOWN])
+    if len(shown) > SHOWN and not options.all:
+        lines.append(f"  and {len(shown) - SHOWN} more: {cli.again(options, 'workers')}")
     show("\n".join(lines))
     return exits.DONE
 
 
-def _line(worker: dict[str, Any]) -> str:
-    doing = f"works on {plain(worker['item'])}" if worker["item"] else "idle"
-    if worker["status"] not in SCREEN_WORKER.values() or worker["status"] in ("terminated", "lost"):
-        doing = f"held {plain(worker['item'])}" if worker["item"] else f"{worker['processed'] or 0} done"
-    about = [
-        f"pool {worker['pool']}",
-        f"parallelism {worker['parallelism']}",
-        f"pid {worker['pid']} on {worker['host']}",
-    ]
-    heard = f"heard of {span(max(0.0, time.time() - datetime.fromisoformat(worker['heartbeat']).timestamp()))} ago"
-    return f"  {plain(worker['id'])}  {worker['status']}  {doing}  ({' · '.join(map(plain, [*about, heard]))})"
+async def _pool(store: Any, name: str, records: Sequence[Any]) -> dict[str, Any]:
+    from flatfleet.commands.roster import process
 
-
-def _worker(worker: Any) -> dict[str, Any]:
-    about = worker.metadata or {}
-    status = SCREEN_WORKER.get(worker.status, worker.status)
-    if worker.status in LIVE_WORKER and (is_dead(about.get("owner", "")) or about.get("lease_until", 0) < time.time()):
-        status = "lost"  # nobody has said so yet; the next run does
+    pool, fleet = store.work.pool(name), store.fleet(name)
+    counts, until, decisions = await pool.counts(), await pool.paused(), await fleet.decisions(1)
+    draining = [each for each in records if each.status == "terminating" and scaling.pool_of(each) == name]
     return {
-        "id": worker.worker_id,
-        "status": status,
-        "item": worker.current_task_id,
-        "pool": about.get("pool"),
-        "parallelism": about.get("parallelism"),
-        "capabilities": worker.capabilities or [],
-        "processed": about.get("processed"),
-        "pid": worker.pid,
-        "host": worker.host,
-        "started": worker.started_at,
-        "heartbeat": worker.last_heartbeat or datetime.now(UTC).isoformat(),
+        **asdict(counts),
+        "left": counts.left,
+        "total": counts.total,
+        "errors": await pool.errors() if counts.dead else {},
+        "paused": until is not None,
+        "paused_until": until,
+        "target": await fleet.target(),
+        "live": scaling.parallelism(scaling.alive(records, name, time.time(), is_dead)),
+        "draining": sum(map(scaling.size, draining)),
+        "hosts": [process(owner) for owner in await fleet.hosts()],
+        "messages": len(await store.signals.peek(fleet.channel)),
+        "at_work": await decided.at_work(store, name),
+        "last_decision": decisions[-1] if decisions else None,
     }
+
+
+def _lines(name: str, about: dict[str, Any]) -> list[str]:
+    by_state = " · ".join(f"{about[state]:,} {state}" for state in _STATES if about[state])
+    lines = [f"pool {name}: {count(about['total'], 'item')}" + (f": {by_state}" if by_state else "")]
+    lines += [f"  {n:,} × {plain(error)}" for error, n in about["errors"].items()]
+    if about["paused"]:
+        lines.append(f"  paused until {until(about['paused_until'])}")
+    decision = about["last_decision"]
+    if about["target"] is not None or about["hosts"] or about["messages"]:
+        lines.append("  " + " · ".join(_fleet(about)))
+    if about["at_work"] is not None:
+        lines.append(f"  {decided.doing(about['at_work'], about['live'], hosted=bool(about['hosts']))}")
+    if decision is not None:
+        lines.append(f"  last decision, {span(max(0.0, time.time() - decision['at']))} ago: {decided.told(decision)}")
+    return lines
+
+
+def _fleet(about: dict[str, Any]) -> list[str]:
+    said = ["no target" if about["target"] is None else f"target {about['target']}", f"{about['live']} live"]
+    if about["draining"]:
+        said.append(f"{about['draining']} draining")
+    hosts = [f"pid {host['pid']} on {plain(host['host'])}" for host in about["hosts"]]
+    said.append(f"hosted by {finding.few(hosts, 3)}" if hosts else "no process hosts it")
+    if about["messages"]:
+        said.append(f"{count(about['messages'], 'message')} waiting")
+    return said

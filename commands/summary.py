@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from flatfleet.commands import exits
 from flatfleet.commands.terminal import lines, plain
-from flatfleet.runtime.stores.contract import Counts, Item
+from flatfleet.runtime.stores.records import Counts, Item
 
 DEAD_SHOWN = 5
 REASON_SHOWN = 200
@@ -19,7 +20,10 @@ REASON_SHOWN = 200
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items."""
+    """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items.
+
+    `drained` are the workers of this process that somebody told to end, where they have left items.
+    """
 
     machine: str
     output: dict[str, Any]
@@ -34,6 +38,7 @@ class Summary:
     interrupted: bool
     handed_back: int
     dead: Sequence[Item] = field(default_factory=list)
+    drained: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         counts = asdict(self.counts) | {"left": self.counts.left, "total": self.counts.total} if self.counts else None
@@ -53,15 +58,20 @@ class Summary:
             "out": self.out,
             "interrupted": self.interrupted,
             "handed_back": self.handed_back,
+            "drained": self.drained,
         }
 
     def text(self) -> str:
+        if self.output.get("_waiting"):
+            return self._parked()
         if self.counts is None or not self.counts.total:
             return "stopped" if self.interrupted else _fields(self.output)
         counts = self.counts
         said = [self._head(counts), *self._faults(counts)]
         if self.out and counts.completed and Path(self.out).is_dir():
             said.append(f"Reports are in {plain(self.out.rstrip('/'))}/")
+        if self.drained and not self.interrupted:
+            said.append(f"{counts.left} left: the workers here were drained; the same command goes on")
         if self.durable and counts.completed + counts.dead:
             said.append(f"Results: {self._command()}")
         if self.interrupted:
@@ -75,14 +85,23 @@ class Summary:
             return exits.INTERRUPTED
         if failures:
             return max(exits.code_of(error) for error in failures.values())
+        if self.drained:
+            return exits.INTERRUPTED
         if (self.counts is not None and self.counts.dead) or self.output.get("skipped"):
             return exits.SOME_FAILED
         return exits.DONE
 
+    def _parked(self) -> str:
+        where = f"{self.machine} is parked at '{plain(str(self.output.get('_channel')))}'"
+        if not self.durable:
+            return f"{where} in a store that ends with this process: nothing will wake it"
+        return f"{where}: a message there wakes it in any run over {self.store} (--stay keeps one for that)"
+
     def _head(self, counts: Counts) -> str:
         if self.output.get("workers") == 0 and not self.interrupted:
             if counts.left:
-                return f"{counts.left} items are waiting in pool {self.pool}; no worker was launched"
+                waiting = "item is" if counts.left == 1 else "items are"
+                return f"{counts.left} {waiting} waiting in pool {self.pool}; no worker was launched"
             return f"Nothing is left to do: {counts.completed} done, {counts.dead} dead before"
         before = self.output.get("done") or 0
         now = f" ({counts.completed - before} now)" if before else ""
@@ -114,6 +133,27 @@ class Summary:
         if self.store != "sqlite:fleet.db":
             words.append(f"--store {shlex.quote(self.store)}")
         return " ".join(words)
+
+
+async def drained(store: Any, pool: str, counts: Counts | None) -> int:
+    """How many workers of this process were drained, if they have left items in the pool."""
+    if counts is None or not counts.left:
+        return 0
+    ended = [record.metadata or {} for record in await store.registration.list() if record.status == "terminated"]
+    return sum(
+        (each.get("owner"), each.get("pool"), each.get("ended")) == (store.owner, pool, "drained") for each in ended
+    )
+
+
+async def first_dead(pool: Any) -> list[Item]:
+    """The dead items of the pool that a summary names."""
+    found: list[Item] = []
+    async with contextlib.aclosing(pool.items("dead")) as items:
+        async for item in items:
+            found.append(item)
+            if len(found) == DEAD_SHOWN:
+                break
+    return found
 
 
 def _few(names: Sequence[str]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import math
 import os
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 _LIBRARIES = ("flatmachines", "flatagents")
 
@@ -29,6 +32,20 @@ def lines(text: object) -> str:
 def show(text: str) -> None:
     """Write to standard output."""
     print(text)  # noqa: T201
+
+
+def document(value: Any) -> None:
+    """Write one JSON document to standard output."""
+    show(json.dumps(finite(value)))
+
+
+def finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for (NaN, infinity)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def say(text: str) -> None:

@@ -1,5 +1,7 @@
 """Break the promises one by one, in a copy of the package, and see that a test notices: `python tests/mutants.py [WORD]`.
 
+With `--short` only those of SHORT, as in CI; `make soak` tries them all.
+
 Each mutant is one change of the source, with the tests that must fail under it. A mutant that survives, whose change
 does not fit the source any more, or whose tests cannot even start, is an error. Prints a table; exit code 1 on an error.
 """
@@ -19,14 +21,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ROOMS = ("hooks", "runtime", "commands", "machines", "agents", "schemas")
 LIMIT = 30.0
+"""Seconds that one test may take, or four of them together."""
 
 ITEMS = "runtime/stores/sqlite_items.py"
 SQL = "runtime/stores/sqlite.sql"
 GROUP = "runtime/stores/group.py"
 CONTRACT = "tests/test_store_contract.py::test_"
+STEERING = "tests/test_store_contract_steering.py::test_"
+STEERED = "tests/test_steering.py::test_"
+BATCH = "tests/test_coordinator.py::test_"
 RECORDS = "tests/test_store_contract_records.py::test_"
 LEASE = "tests/promises/test_promises_lease.py::test_promise_"
 POINTS = "tests/promises/test_promises_crash_points.py"
+SIGNALS = "tests/test_store_contract_signals.py::test_"
+DISPATCHER = "tests/test_dispatcher.py::test_"
+WAITERS = "tests/promises/test_promises_signals.py::test_promise_"
 ZOMBIE = "tests/promises/test_promises_zombie.py::test_promise_"
 
 
@@ -73,7 +82,7 @@ MUTANTS = [
     Mutant(
         "release burns a crash",
         ITEMS,
-        '_end(tx, _claimed(tx, item_id, token), "released", "ready")',
+        '_end(tx, _claimed(tx, item_id, token), "released", "ready", walked=walked)',
         '_crash(tx, _claimed(tx, item_id, token), "it was handed back")',
         f"{CONTRACT}release_hands_back_unburnt",
     ),
@@ -108,10 +117,31 @@ MUTANTS = [
     Mutant("a busy database surfaces", "runtime/stores/busy.py", "if not is_busy(error) or", "if True or", POINTS),
     Mutant(
         "the fence of a snapshot is ignored",
-        "runtime/stores/sqlite.py",
+        "runtime/stores/sqlite_executions.py",
         "if fence is not None and tx.run",
         "if fence is None and tx.run",
         f"{RECORDS}a_fenced_snapshot_needs_the_live_claim",
+    ),
+    Mutant(
+        "a claim limit is ignored",
+        ITEMS,
+        "n = min(n, limit -",
+        "n = max(n, limit -",
+        f"{STEERING}no_more_are_claimed_than_the_limit",
+    ),
+    Mutant(
+        "a pause is ignored",
+        ITEMS,
+        "if n < 1 or not _is_open",
+        "if n < 1 and not _is_open",
+        f"{STEERING}nobody_claims_from_a_paused_pool_until_it_is_resumed",
+    ),
+    Mutant(
+        "a cancelled item stays claimed",
+        ITEMS,
+        '_end(tx, held, "cancelled", "dead",',
+        '_end(tx, held, "cancelled", "claimed",',
+        f"{STEERING}the_holder_of_a_cancelled_item_has_lost_it",
     ),
     Mutant(
         "expired leases are not recovered",
@@ -136,9 +166,9 @@ MUTANTS = [
     ),
     Mutant(
         "renewal stops",
-        "runtime/fleet.py",
-        "            await self.beat()\n\n    async def catch_up",
-        "            return\n\n    async def catch_up",
+        "runtime/heart.py",
+        "                    await self._body.beat()\n",
+        "                    pass\n",
         f"{LEASE}07_the_lease_is_renewed_while_a_state_is_busy[memory-await]",
     ),
     Mutant(
@@ -157,7 +187,7 @@ MUTANTS = [
     ),
     Mutant(
         "a lost lease does not cancel",
-        "runtime/fleet.py",
+        "runtime/lease.py",
         "            self.task.cancel(why)\n",
         "            pass\n",
         f"{LEASE}04_a_worker_never_acts_under_the_lease_of_its_neighbour",
@@ -177,13 +207,185 @@ MUTANTS = [
         f"{LEASE}04_a_checkpoint_keeps_the_token_that_it_began_with",
     ),
     Mutant(
+        "a worker told to end goes on claiming",
+        "runtime/fleet.py",
+        'return self.draining or self.workers.get(worker_id, "active") != "active"',
+        "return self.draining",
+        f"{STEERED}a_busy_worker_finishes_its_item_and_claims_no_other",
+    ),
+    Mutant(
+        "the time of a drain is never up",
+        "runtime/fleet.py",
+        "if until is not None and until <= now:",
+        "if until is not None and until <= 0:",
+        f"{STEERED}when_its_time_is_up_a_worker_hands_its_item_back_unburnt_and_the_others_go_on",
+    ),
+    Mutant(
+        "what is taken back goes on being worked on",
+        "runtime/fleet.py",
+        '            lease.lose(f"worker {lease.worker} was told',
+        '            logger.info(f"worker {lease.worker} was told',
+        f"{STEERED}when_its_time_is_up_a_worker_hands_its_item_back_unburnt_and_the_others_go_on",
+    ),
+    Mutant(
+        "a claim that is cut off is left behind",
+        "hooks/work.py",
+        "        if not claiming.cancelled() and claiming.exception() is None:\n",
+        "        if False:\n",
+        f"{STEERED}whenever_a_claim_is_cut_off_nothing_stays_claimed",
+    ),
+    Mutant(
+        "an item that is being given back is let go of first",
+        "runtime/fleet.py",
+        "            n += await self._release(lease)\n            self.let_go(lease.item_id, lease.worker)\n",
+        "            self.let_go(lease.item_id, lease.worker)\n            n += await self._release(lease)\n",
+        f"{STEERED}whenever_a_claim_is_cut_off_nothing_stays_claimed",
+    ),
+    Mutant(
+        "a cancelled item is worked on to its end",
+        "runtime/stores/pool.py",
+        'self._bell.announce(self.name, "workers")',
+        "self._bell.announce(self.name)",
+        f"{STEERED}the_work_of_a_cancelled_item_is_cancelled_and_its_worker_goes_on",
+    ),
+    Mutant(
+        "a pause wakes who waits",
+        "runtime/lounge.py",
+        "until = await pool.paused() if ready else None",
+        "until = None",
+        f"{STEERED}a_batch_is_not_over_while_items_are_left_that_nobody_may_claim_yet",
+    ),
+    Mutant(
+        "nobody is told of a resumption",
+        "runtime/stores/pool.py",
+        "        await self._driver.pause(self.name, until)\n        self._bell.announce(self.name)\n",
+        "        await self._driver.pause(self.name, until)\n",
+        f"{STEERED}a_paused_pool_wakes_nobody_until_it_is_resumed",
+    ),
+    Mutant(
+        "a batch ends before the pools that fill it",
+        "runtime/lounge.py",
+        "for each in (*upstream, name) if upstream else ():",
+        "for each in ():",
+        f"{STEERED}a_batch_is_not_over_before_the_pools_that_fill_it_are_settled",
+    ),
+    Mutant(
+        "workers forget the limit of their pool",
+        "hooks/work.py",
+        'return (whole(context, "pool_size", 0) or None)',
+        "return None",
+        f"{STEERED}no_more_items_are_claimed_than_the_pool_may_have_in_work",
+    ),
+    Mutant(
+        "coordinators forget the limit of their pool",
+        "hooks/batch.py",
+        'limit=whole(context, "pool_size", 0) or None',
+        "limit=None",
+        f"{BATCH}two_coordinators_never_run_more_than_the_pools_size_together",
+    ),
+    Mutant(
+        "a child that broke has a result",
+        "hooks/batch.py",
+        'await pool.fail(item_id, outcome["_error"], token=lease.token, **told)',
+        "await pool.complete(item_id, told, token=lease.token)",
+        f"{BATCH}an_item_whose_machine_breaks_has_failed_and_the_batch_goes_on",
+    ),
+    Mutant(
+        "one lost lease ends the batch",
+        "runtime/children.py",
+        "(isinstance(error, LeaseLost) and key not in held)",
+        "isinstance(error, LeaseLost)",
+        f"{BATCH}a_lost_lease_is_that_childs_failure_and_no_others",
+    ),
+    Mutant(
+        "nothing is said of the states that were walked",
+        "runtime/machine.py",
+        "            self._walked.append(state_name)\n",
+        "            pass\n",
+        f"{STEERED}an_attempt_tells_the_states_that_its_machine_walked",
+    ),
+    Mutant(
         "the store's fault costs an attempt",
         "runtime/faults.py",
         "isinstance(error, StoreError | OutputError)",
         "False",
         f"{LEASE}01_the_stores_fault_burns_no_attempt",
     ),
+    Mutant(
+        "who is busy with a message is no waiter",
+        "runtime/journal.py",
+        "event=WOKEN, channel=self._heard()",
+        "event=WOKEN",
+        f"{DISPATCHER}who_is_slow_has_all_that_another_waiter_had_in_order",
+    ),
+    Mutant(
+        "a message is handed to woken machines only",
+        SQL,
+        "SELECT execution_id, channel, seq FROM snapshots, oldest WHERE event = 'waiting' AND channel = :channel\nUNION ",
+        "",
+        f"{SIGNALS}who_is_slow_misses_nothing_that_another_is_given",
+    ),
+    Mutant(
+        "an end leaves its inbox",
+        "runtime/stores/sqlite_executions.py",
+        'if row.event == "machine_end" and',
+        'if row.event == "" and',
+        f"{DISPATCHER}a_machine_that_ends_by_its_message_leaves_nothing_that_came_meanwhile",
+    ),
+    Mutant(
+        "a checkpoint acknowledges nothing",
+        "runtime/journal.py",
+        "save_snapshot(row, fence, self.drop, acks)",
+        "save_snapshot(row, fence, self.drop)",
+        f"{WAITERS}10_each_message_has_one_effect_per_waiter_whatever_is_killed_when",
+    ),
+    Mutant(
+        "two processes run one machine",
+        "runtime/engines/hold.py",
+        "yield Hold(store, key) if taken else None",
+        "yield Hold(store, key)",
+        f"{WAITERS}11_two_dispatchers_resume_no_machine_twice",
+    ),
+    Mutant(
+        "a resumed machine is kept",
+        "runtime/dispatcher.py",
+        "                started.append(task)\n",
+        "                started.append(task)\n                self.__dict__.setdefault('kept', []).append(task)\n",
+        f"{WAITERS}10_ten_thousand_wakings_leave_nothing_behind",
+    ),
+    Mutant(
+        "a message is announced to nobody",
+        "runtime/stores/store.py",
+        'self._bell.announce(channel, "signals")',
+        'self._bell.ring(channel, "signals")',
+        f"{WAITERS}10_a_message_wakes_a_machine_of_another_process_at_once",
+    ),
+    Mutant(
+        "those whom nobody can resume come first",
+        "runtime/dispatcher.py",
+        "                skip.update(found)\n",
+        "                break\n",
+        f"{DISPATCHER}thousands_that_nobody_here_can_resume_do_not_keep_the_others_from_their_turn",
+    ),
 ]
+
+SHORT = (
+    "complete accepts anyone",
+    "tokens restart at each claim",
+    "release frees everyone's",
+    "poison never",
+    "attempts always 0",
+    "the state commits before its result",
+    "renewal stops",
+    "a lost lease does not cancel",
+    "expired leases are not recovered",
+    "a duplicate push adds",
+    "a claim limit is ignored",
+    "a pause is ignored",
+    "a message is handed to woken machines only",
+    "two processes run one machine",
+)
+"""Mutants that CI tries, at least one for each promise that a line can break; that the others fit the source it sees, too."""
 
 
 def copy(folder: Path) -> Path:
@@ -212,7 +414,7 @@ def run(folder: Path, *tests: str) -> int:
             start_new_session=True,
         )
         try:
-            return process.wait(LIMIT)
+            return process.wait(LIMIT * max(1, len(tests) // 4))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -241,18 +443,24 @@ def unchanged(tests: list[str]) -> str:
         return "pass" if run(Path(place), *tests) == 0 else "FAIL"
 
 
+def stale(mutant: Mutant) -> bool:
+    return (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) != 1
+
+
 def main(word: str = "") -> int:
-    chosen = [mutant for mutant in MUTANTS if word in mutant.name]
+    short = word == "--short"
+    chosen = [each for each in MUTANTS if (each.name in SHORT if short else word in each.name) or stale(each)]
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as threads:
-        quick = {mutant.test for mutant in chosen if not mutant.test.startswith((POINTS, ZOMBIE))}
-        plain = threads.submit(unchanged, sorted(quick))
+        quick = {each.test for each in chosen if not each.test.startswith((POINTS, ZOMBIE))}
+        plain = threads.submit(unchanged, [] if short else sorted(quick))  # CI runs them all by themselves
         verdicts = list(threads.map(try_out, chosen))
     wide = max(len(mutant.name) for mutant in chosen)
     say = sys.stdout.write
     say(f"{'no mutant':{wide}}  {plain.result():8}        all of the quick tests below\n")
     for mutant, (verdict, seconds) in zip(chosen, verdicts, strict=True):
         say(f"{mutant.name:{wide}}  {verdict:8} {seconds:4.1f} s  {mutant.test.rpartition('::')[2]}\n")
-    return int(plain.result() != "pass" or any(verdict != "killed" for verdict, _ in verdicts))
+    wrong = plain.result() != "pass" or any(verdict != "killed" for verdict, _ in verdicts)
+    return int(wrong or (short and {each.name for each in chosen} != set(SHORT)))
 
 
 if __name__ == "__main__":

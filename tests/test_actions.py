@@ -7,10 +7,11 @@ import json
 
 import pytest
 from flatfleet import hooks
-from flatfleet.hooks import flow, papers, sources, values, work
+from flatfleet.hooks import flow, papers, sources, work
 from flatfleet.hooks.registration import Registration
+from flatfleet.runtime import values
 from flatfleet.runtime.errors import LeaseLost, SourceError, StoreUnavailable, UnknownAction, UsageError, WorkerConflict
-from flatfleet.runtime.stores.contract import Counts
+from flatfleet.runtime.stores.records import Counts
 from flatmachines import WorkerRegistration
 
 
@@ -34,7 +35,17 @@ async def push(fleet, *keys, **options):
 
 def test_hooks_and_actions_are_named_after_modules_and_functions():
     known = hooks.known()
-    assert set(known) == {"flow", "papers", "registration", "sources", "work"}
+    assert set(known) == {
+        "autoscaling",
+        "batch",
+        "flow",
+        "papers",
+        "pipeline",
+        "registration",
+        "scaling",
+        "sources",
+        "work",
+    }
     assert known["work"] == {"claim", "idle", "complete", "complete_and_claim", "fail", "forget", "recover"}
     assert known["flow"] == {"count", "pace"}
     assert known["registration"] == set()

@@ -7,13 +7,17 @@ import contextlib
 import io
 import json
 import logging
+import math
+import re
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flatfleet.commands import cli, exits, flags, terminal
+from flatfleet.commands import cli, exits, flags, progress, terminal
 from flatfleet.commands.progress import Progress, span
 from flatfleet.commands.results import _cell
 from flatfleet.commands.session import Session
@@ -29,7 +33,7 @@ from flatfleet.runtime.errors import (
     StoreUnavailable,
     UsageError,
 )
-from flatfleet.runtime.stores.contract import Counts, Item
+from flatfleet.runtime.stores.records import Counts, Item
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = str(ROOT / "machines/launcher.yml")
@@ -91,7 +95,7 @@ def parse(*argv: str) -> Any:
         ([LAUNCHER, "--with", "[" * 100_000], ["--with is not JSON"]),
         ([str(ROOT / "machines/paper.yml")], ["needs --item", "the document"]),
         ([str(ROOT / "machines/paper.yml"), "--item", "[1]"], ["--item is [1]", "a JSON object"]),
-        (["status", "--pool", "x"], ["unknown flag '--pool'", "--all"]),
+        (["status", "--pol", "x"], ["unknown flag '--pol'", "--all", "Did you mean '--pool'?"]),
         (["results", "--state", "ded"], ["--state", "Did you mean 'dead'?"]),
     ],
 )
@@ -425,6 +429,20 @@ def test_a_machine_without_a_pool_shows_its_output() -> None:
     assert made.as_dict()["counts"] is None
 
 
+def test_the_summary_of_workers_that_were_drained() -> None:
+    made = summary(counts=counts(completed=10, waiting=50), drained=4, durable=False)
+    assert made.text().splitlines() == [
+        "10 done, 0 dead, 50 left in 1.8 s",
+        "50 left: the workers here were drained; the same command goes on",
+    ]
+    assert (made.exit_code({}), made.exit_code({"w": LeaseLost("x")})) == (130, 4)
+    assert made.as_dict()["drained"] == 4
+    dead = summary(counts=counts(completed=10, waiting=50, dead=1), drained=4)
+    assert dead.exit_code({}) == 130
+    assert "drained" not in summary(counts=counts(waiting=1), drained=1, interrupted=True).text()
+    assert summary(counts=counts(waiting=1)).exit_code({}) == 0  # a machine that only pushes
+
+
 def test_exit_codes_of_a_run() -> None:
     assert summary(output={"skipped": 1}).exit_code({}) == 1
     assert summary().exit_code({"w": LeaseLost("x"), "v": StoreUnavailable("y")}) == 4
@@ -448,18 +466,76 @@ LAUNCHED = {"pool": "p", "added": 3, "known": 0, "recovered": 0, "done": 0, "dea
         ),
         ({"skipped": 1, "skipped_first": ["a\nb: x"]}, "skipped a\\nb: x\npool p: 3 items, 1 skipped; 2 workers\n"),
         ({"workers": 0}, ""),
+        ({"workers": 1, "added": 1}, "pool p: 1 item; 1 worker\n"),
     ],
 )
-def test_what_a_launcher_found(output: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Progress(None, None).launched(LAUNCHED | output)
+async def test_what_a_launcher_found(output: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await Progress(None, None).launched(LAUNCHED | output)
     assert capsys.readouterr() == ("", said)
-    Progress(None, None, quiet=True).launched(LAUNCHED | output)
+    await Progress(None, None, quiet=True).launched(LAUNCHED | output)
     assert capsys.readouterr() == ("", "")
 
 
-def test_many_skips_are_not_all_told(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress(None, None).launched(LAUNCHED | {"skipped": 30, "skipped_first": [f"s{n}" for n in range(20)]})
+async def test_many_skips_are_not_all_told(capsys: pytest.CaptureFixture[str]) -> None:
+    await Progress(None, None).launched(LAUNCHED | {"skipped": 30, "skipped_first": [f"s{n}" for n in range(20)]})
     assert capsys.readouterr().err.splitlines()[4:6] == ["skipped s4", "skipped 25 more"]
+
+
+class PausedPool:
+    """A pool that is paused while `at` says so, and counts how often it is asked."""
+
+    name = "p"
+
+    def __init__(self, at: float | None) -> None:
+        self.at, self.asked, self.counted = at, 0, 0
+
+    async def counts(self) -> Counts:
+        self.counted += 1
+        return counts(waiting=3)
+
+    async def paused(self) -> float | None:
+        self.asked += 1
+        return self.at
+
+
+async def test_a_launcher_on_a_paused_pool_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = PausedPool(math.inf)
+    await Progress(pool, None).launched(LAUNCHED)
+    assert capsys.readouterr().err == "pool p: 3 items; 2 workers; paused until it is resumed\n"
+    await Progress(pool, None, quiet=True).launched(LAUNCHED)
+    assert pool.asked == 1
+
+    async def gone() -> float | None:
+        raise StoreUnavailable("it is gone")
+
+    monkeypatch.setattr(pool, "paused", gone)
+    await Progress(pool, None).launched(LAUNCHED)
+    assert capsys.readouterr().err == "pool p: 3 items; 2 workers\n"
+
+
+@pytest.mark.parametrize("tty", [False, True])
+async def test_progress_says_that_the_pool_is_paused_and_asks_seldom(
+    tty: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "TICK", 0.002)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "PAUSE_EVERY", 0.1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: tty, raising=False)
+    pool, shown = PausedPool(time.time() + 3600), list[str]()
+    show = (lambda self, now: shown.append(self._info(now))) if tty else (lambda self, text: shown.append(text))
+    monkeypatch.setattr(Progress, "_draw" if tty else "say", show)
+    async with asyncio.timeout(10), Progress(pool, SimpleNamespace(live=lambda: 1)):
+        while len(shown) < 30:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        pool.at = None
+        while "paused" in shown[-1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    paused = r"paused until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(in (1h00m|59m\d\ds)\) · 0\.0/s · 1 worker"
+    assert re.fullmatch(("" if tty else "0/3 · ") + paused, shown[0]), shown[0]
+    assert shown[-1].endswith("0.0/s · 1 worker")
+    assert 2 <= pool.asked <= pool.counted / 5
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from flatfleet.runtime import bundle
 from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
-from flatfleet.runtime.stores.contract import Counts
+from flatfleet.runtime.stores.records import Counts
 from flatmachines import WorkerRegistration
 
 SOON = 5.0

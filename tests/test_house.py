@@ -33,7 +33,6 @@ LONGER = {
     "runtime/stores/contract.py": "one contract, most of it docstrings",
     "runtime/stores/group.py": "one mechanism",
     "runtime/stores/sqlite_items.py": "one driver's items",
-    "runtime/stores/store.py": "the SDK's protocols around a driver, a class each",
 }
 """Python files that may be longer, up to 350 lines, and why."""
 
@@ -89,8 +88,9 @@ def test_policies_know_nothing_of_ours() -> None:
 
 def test_hooks_know_the_runtime_only_and_no_store_or_engine() -> None:
     assert wrong("hooks/", "hooks.", "runtime.") == []
+    known = ("contract", "records", "store", "__init__")
     concrete = [f"runtime/{room}/{path.name}" for room in ("stores", "engines") for path in
-                (ROOT / "runtime" / room).glob("*.py") if path.stem not in ("contract", "store", "__init__")]  # fmt: skip
+                (ROOT / "runtime" / room).glob("*.py") if path.stem not in known]  # fmt: skip
     names = {f"flatfleet.{path.removesuffix('.py').replace('/', '.')}" for path in concrete}
     assert [target for name in python_files("hooks/") for target in imports(name)
             if any(f"{target}.".startswith(f"{each}.") for each in names)] == []  # fmt: skip
@@ -115,7 +115,8 @@ def test_the_rule_about_imports_sees_relative_and_local_ones(tmp_path: Path, mon
 
 
 def test_hooks_are_thin() -> None:
-    assert sum(len(text(name).splitlines()) for name in python_files("hooks/")) <= 600
+    """Some 36 actions of the machines of two topologies and of their scaling, at about 20 lines each with what they promise."""
+    assert sum(len(text(name).splitlines()) for name in python_files("hooks/")) <= 750
 
 
 def test_no_module_is_long() -> None:
@@ -180,6 +181,7 @@ def test_inputs_and_outputs_are_declared(path: Path) -> None:
     data, declared = config["data"], config["metadata"]
     uses = list(leaves(data["context"]))
     assert set(re.findall(r"\binput\.(\w+)", "\n".join(uses))) == set(declared["inputs"])
+    assert declared["inputs"].keys() <= data["context"].keys()  # the SDK warns of each that is not
     for name, default in re.findall(r"input\.(\w+) \| default\(([^,)]*)", "\n".join(uses)):
         mine, theirs = ast.literal_eval(default), declared["inputs"][name].get("default")
         assert mine == theirs or not (mine or theirs), name
@@ -197,7 +199,7 @@ def test_a_machine_passes_check_and_the_schema_of_the_sdk(path: Path) -> None:
     assert validation.validate_flatmachine_config(json.loads(bundle.load(path).raw), warn=False) == []
 
 
-FOR_OTHERS = {("work", "complete")}
+FOR_OTHERS: set[tuple[str, str]] = set()
 """Actions that no shipped machine uses, for topologies that end or do something else after an item (docs/machines.md)."""
 
 
