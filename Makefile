@@ -13,7 +13,7 @@ demo: $(VENV)/installed ## work through the twelve bundled papers: reports in re
 	$(BIN)/python run.py machines/launcher.yml
 
 test: $(VENV)/tested ## run all tests, the slow ones too
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 soak: $(VENV)/tested ## the promises in their long form, half an hour at most
 	$(BIN)/python tests/soak.py

@@ -11,7 +11,7 @@ from flatfleet.runtime.policies import memory
 from flatfleet.runtime.policies.deciding import decide
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import settings
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as runs
 from hypothesis import strategies as st
 
@@ -177,7 +177,11 @@ def test_the_clamps_are_a_chain_from_the_want_to_the_outcome(wish, events):
 @FEW
 @given(wishes(), st.integers(0, 300), st.floats(0.1, 50), st.floats(0.1, 60))
 def test_constant_demand_comes_to_a_constant_target(wish, waiting, rate, service):
-    """After the windows, the cooldowns and a start one by one are over, nothing moves any more."""
+    """After the windows, the cooldowns and a start one by one are over, nothing moves any more.
+
+    Not held for `slo` and `predictive`: without any window what they learn may still move the target to and fro.
+    """
+    assume(not {"slo", "predictive"} & set(wish["mode"]))
     s = replace(settings(wish), burst_capacity=0, flap_budget=None)
     event = {"waiting": waiting, "claimed": 3, "expired": 0, "age": 0, "after": 30, "arrival_rate": rate,
              "arrival_cv2": 1.0, "service_mean": service, "service_cv2": 1.0, "utilisation": 0.6}  # fmt: skip

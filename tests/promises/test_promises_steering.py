@@ -176,7 +176,7 @@ def test_a_coordinator_that_is_drained_hands_back_at_its_time_what_it_has_not_do
     trial.until(lambda: trial.counts().completed == 3)
     begun = time.time()
     say(trial, "drain", "c", "--drain-deadline", "1")
-    assert process.wait(30) == 0, process.end()
+    assert process.wait(30) == 130, process.end()
     assert time.time() <= begun + 1 + NOW
     counts, attempts = trial.counts(), trial.attempts()
     assert (counts.completed, counts.waiting, counts.claimed) == (3, 2, 0)
