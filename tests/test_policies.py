@@ -215,6 +215,20 @@ def test_slo_follows_a_beginning_without_delay():
         assert found == want("slo", wish, at=at, arrival_rate=rate, **seen).desired
 
 
+def test_slo_knows_that_the_first_completions_are_the_short_ones():
+    """10 workers have been at it for 30 s and completed 15 items of 8 s: the time in hand says 300 s / 15 = 20 s, which
+    is 14.8 s less one standard deviation, and 1.5 × 8 s are believed; after a window the mean of the completions is.
+    """
+    wish = {"slo": "5s@95%", "max": 999, "metrics_window": 60, "stale_after": 60}
+    seen = {"arrival_rate": 2.0, "throughput": 0.5, "claimed": 10, "startup": 0.0}
+    state = {}
+    want("slo", wish, state, at=0, service_mean=8.0, **seen)
+    early = want("slo", wish, state, at=30, service_mean=8.0, **seen)
+    assert early.seen["service"] == 12.0
+    late = want("slo", wish, state, at=200, service_mean=8.0, **seen)
+    assert late.seen["service"] == 8.0
+
+
 def daily(at):
     """A rate with a cycle of a day, from 1 to 9."""
     return 5 - 4 * math.cos(2 * math.pi * at / 86400)

@@ -26,6 +26,7 @@ from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.records import Item, SnapshotRow
 from flatfleet.runtime.stores.sqlite import SQLiteDriver
 from flatfleet.runtime.stores.store import Store
+from flatfleet.runtime.stores.wire import HostWire
 from flatmachines import WorkerRegistration
 
 DEAD = f"{machine()}/999999999/1"
@@ -78,7 +79,7 @@ def do(act: Callable[[Store], Awaitable[Any]], ago: float = 0.0, owner: str | No
     async def run() -> Any:
         file = Path("fleet.db").absolute()
         driver = SQLiteDriver(file, "NORMAL", clock=lambda: time.time() - ago)
-        store = Store(driver, "sqlite:fleet.db", owner or this_process(), file=file)
+        store = Store(driver, "sqlite:fleet.db", owner or this_process(), wire=HostWire(file))
         try:
             return await act(store)
         finally:

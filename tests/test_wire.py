@@ -22,7 +22,7 @@ import pytest
 from flatfleet.runtime.stores import datagrams, open_store, wire
 from flatfleet.runtime.stores.bell import Bell, heard
 from flatfleet.runtime.stores.datagrams import Ear, send
-from flatfleet.runtime.stores.wire import Wire
+from flatfleet.runtime.stores.wire import HostWire
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no unix sockets: processes poll")
 
@@ -68,7 +68,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def bell_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Bell]:
     monkeypatch.setattr(wire, "places", lambda: [place])
-    return Bell
+    return lambda file: Bell(HostWire(file))
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ async def test_a_store_in_memory_has_no_wire(bell_at: Any, place: Path) -> None:
 
 async def test_a_burst_is_sent_together(bell_at: Any, place: Path, tmp_path: Path) -> None:
     bell = bell_at(tmp_path / "s.db")
-    wire_of = Wire(tmp_path / "s.db", [place])
+    wire_of = HostWire(tmp_path / "s.db", [place])
     place.mkdir(0o700)
     ear = Ear(place, wire_of._store)
     begun = time.monotonic()
@@ -447,7 +447,7 @@ async def test_the_second_directory_is_used_where_the_first_cannot_be(
 ) -> None:
     dirs = [place.parent / "no" / "such", place]
     monkeypatch.setattr(wire, "places", lambda: dirs)
-    one, two = Bell(tmp_path / "s.db"), Bell(tmp_path / "s.db")
+    one, two = Bell(HostWire(tmp_path / "s.db")), Bell(HostWire(tmp_path / "s.db"))
     assert await hears(one, lambda: two.announce("p"))
     assert len(sockets(place)) == 1
     assert place.stat().st_mode & 0o777 == 0o700
@@ -459,7 +459,7 @@ async def test_where_there_can_be_no_socket_this_process_still_hears_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dirs: list[str]
 ) -> None:
     monkeypatch.setattr(wire, "places", lambda: [Path(each) for each in dirs])
-    bell = Bell(tmp_path / "s.db")
+    bell = Bell(HostWire(tmp_path / "s.db"))
     assert await hears(bell, lambda: bell.announce("p"))
     await asyncio.sleep(0.01)
     await bell.close()
@@ -500,10 +500,11 @@ FORK = """
 import asyncio, atexit, os, sys
 from pathlib import Path
 from flatfleet.runtime.stores import wire
+from flatfleet.runtime.stores.wire import HostWire
 from flatfleet.runtime.stores.bell import Bell, heard
 place, file = map(Path, sys.argv[1:])
 wire.places = lambda: [place]
-bell, other = Bell(file), Bell(file)
+bell, other = Bell(HostWire(file)), Bell(HostWire(file))
 
 async def hears(teller):
     with bell.listen("p") as rung:
@@ -511,7 +512,7 @@ async def hears(teller):
         return await heard(rung, 5)
 
 async def child():
-    assert await hears(Bell(file))
+    assert await hears(Bell(HostWire(file)))
     assert len(list(place.iterdir())) == 2
     await bell.close()
     assert len(list(place.iterdir())) == 1

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from flatfleet.runtime.errors import StoreUrlError, did_you_mean
 from flatfleet.runtime.owner import this_process
+from flatfleet.runtime.stores.bell import Wire
 from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.records import LEASE
 from flatfleet.runtime.stores.store import Store
@@ -26,12 +27,12 @@ def open_store(
     working folder. Other kinds come from packages that declare them (docs/backends.md). Raises StoreUrlError for the
     rest. With `must_exist` a file that is not there is not made: StoreUnavailable when it is first used.
     """
-    driver, file = _driver(url, must_exist)
-    return Store(driver, url, owner or this_process(), lease, file)
+    driver, wire = _driver(url, must_exist)
+    return Store(driver, url, owner or this_process(), lease, wire)
 
 
-def _driver(url: str, must_exist: bool) -> tuple[Driver, Path | None]:
-    """The driver, and the file that all processes with this store share."""
+def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
+    """The driver, and what leads to the other processes with this store."""
     parts = urlsplit(url)
     if parts.scheme == "memory":
         from flatfleet.runtime.stores.memory import MemoryDriver
@@ -42,6 +43,7 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Path | None]:
         return MemoryDriver(), None
     if parts.scheme == "sqlite":
         from flatfleet.runtime.stores.sqlite import SQLiteDriver
+        from flatfleet.runtime.stores.wire import HostWire
 
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         synchronous = options.pop("synchronous", "NORMAL").upper()
@@ -51,7 +53,7 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Path | None]:
         if not path or path.endswith("/"):
             raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
         file = Path(path).expanduser().absolute()
-        return SQLiteDriver(file, synchronous, must_exist=must_exist), file
+        return SQLiteDriver(file, synchronous, must_exist=must_exist), HostWire(file)
     from importlib.metadata import entry_points
 
     for plugin in entry_points(group=PLUGINS, name=parts.scheme):

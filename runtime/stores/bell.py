@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Protocol
 
 from flatfleet.runtime.stores.datagrams import Topics
-from flatfleet.runtime.stores.wire import Wire
+
+
+class Wire(Protocol):
+    """How the processes that use one store wake each other. A hint: what it loses is found by the next poll."""
+
+    @property
+    def hears(self) -> bool:
+        """True while others can reach this process."""
+        ...
+
+    def open(self, hear: Callable[[Topics], None]) -> None:
+        """Call `hear` on the running loop with what others announce (None: anything); again, or without a loop: nothing."""
+        ...
+
+    def announce(self, topics: Iterable[str]) -> None:
+        """Tell the others, soon. Never blocks, never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Tell what is still to be told, and hear no more."""
+        ...
 
 
 class Bell:
     """Topics that can be rung and listened to; a ring reaches all who listen at that moment.
 
-    `file` is the store's own, for a store that other processes may use. They are reached within some milliseconds if
-    they are on this host and this user's; that is a hint, and a listener who must not miss anything also polls.
+    `wire` leads to the other processes that use the store. They are reached within some milliseconds; that is a hint,
+    and a listener who must not miss anything also polls.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, wire: Wire | None = None) -> None:
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._wire = Wire(file) if file is not None else None
+        self._wire = wire
 
     def ring(self, *topics: str) -> None:
         """Wake who listens in this process."""
@@ -50,7 +70,7 @@ class Bell:
 
     @property
     def hears(self) -> bool:
-        """True while other processes of this host can wake who listens here."""
+        """True while other processes can wake who listens here."""
         return self._wire is not None and self._wire.hears
 
     def open(self) -> None:
@@ -61,7 +81,7 @@ class Bell:
     async def close(self) -> None:
         """Send what was announced, and hear other processes no longer."""
         if self._wire is not None:
-            self._wire.close()
+            await self._wire.close()
 
     def _hear(self, topics: Topics) -> None:
         self._ring(list(self._listeners) if topics is None else topics)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from flatfleet.runtime.errors import LeaseLost
-from flatfleet.runtime.stores.bell import Bell
+from flatfleet.runtime.stores.bell import Bell, Wire
 from flatfleet.runtime.stores.checkpoints import Checkpoints
 from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.fleets import FleetRecord
@@ -123,16 +122,16 @@ class Configs:
 class Store:
     """Everything durable behind one URL. `owner` is the identity of the process that uses it.
 
-    `file` is what the store is to this host, if other processes may use it: they are woken by what is done here.
+    `wire` leads to the other processes that use it, if there can be any: they are woken by what is done here.
     """
 
-    def __init__(self, driver: Driver, url: str, owner: str, lease: float = LEASE, file: Path | None = None) -> None:
+    def __init__(self, driver: Driver, url: str, owner: str, lease: float = LEASE, wire: Wire | None = None) -> None:
         self.driver = driver
         self.url = url
         self.owner = owner
         self.lease = lease
         self.durable = driver.durable
-        self.bell = Bell(file)
+        self.bell = Bell(wire)
         self.work = Work(driver, self.bell, owner, lease)
         self.registration = Registration(driver, self.bell, owner, lease)
         self.signals = Signals(driver, self.bell)

@@ -32,8 +32,8 @@ def places() -> list[Path]:
     return [Path(f"/tmp/flatfleet-{os.geteuid()}"), Path(f"/run/user/{os.geteuid()}/flatfleet")]
 
 
-class Wire:
-    """One process's end. `file` names the store: every path to it leads to the same wire.
+class HostWire:
+    """One process's end of the wire within a host and a user. `file` names the store: every path to it leads to the same wire.
 
     Sending needs no socket of one's own, never blocks and never fails: a receiver that is gone is removed, one that is
     full will look at everything once it reads. A directory that others could write in is not used.
@@ -69,7 +69,7 @@ class Wire:
     def hears(self) -> bool:
         return self._ear is not None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Send what is still to be sent and remove the socket; `open` opens it again."""
         if self._topics is None or self._topics:
             self._flush()

@@ -111,7 +111,7 @@ def test_promise_11_two_dispatchers_resume_no_machine_twice(trial, size, monkeyp
     """Promise 11: two processes are told of 50 parked machines at once, round by round: each is resumed by one of them."""
     rounds = size(4, 40)
     names = [f"w{k}" for k in range(50)]
-    monkeypatch.setenv("TRIAL_WORK", "0.002")
+    monkeypatch.setenv("TRIAL_WORK", "0.02")
     park(trial, "go", *names)
     hosts(trial, 2)
 
