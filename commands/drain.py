@@ -38,10 +38,11 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
     from flatfleet.commands import draining, roster
+    from flatfleet.runtime.stores.records import LIVE_WORKER
 
     store = parts.store
-    records = await store.registration.list()
     if options.workers:
+        records = await store.registration.list()
         pool = (await finding.pool(options, store)).name if options.pool is not None else None
         named = draining.named(options.workers, records, pool)
         by_pool: dict[str, list[Any]] = {}
@@ -49,7 +50,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
             by_pool.setdefault(scaling.pool_of(record), []).append(record)
     else:
         name = (await finding.pool(options, store)).name
-        by_pool = {name: [record for record in records if scaling.pool_of(record) == name]}
+        by_pool = {name: await store.registration.list(statuses=LIVE_WORKER, pool=name)}
         named = []
     drains = [await draining.drain(options, store, name, chosen) for name, chosen in by_pool.items()]
     told = {worker for each in drains for worker in (*each["drained"], *each["hurried"])}

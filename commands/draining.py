@@ -95,7 +95,8 @@ async def _decide(
     Lost workers that are still to be replaced stay wanted; nobody is launched or drained for the new target.
     """
     before, size = await fleet.target(), scaling.parallelism(drained)
-    live = scaling.parallelism(scaling.alive(await store.registration.list(), fleet.name, time.time(), is_dead))
+    active = await store.registration.list(statuses=("active",), pool=fleet.name)
+    live = scaling.parallelism(scaling.alive(active, fleet.name, time.time(), is_dead))
     after = live if everybody and before is not None else scaling.without(size, before, live)
     if not drained and after == before:
         return None

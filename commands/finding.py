@@ -48,10 +48,8 @@ async def pool(options: Any, store: Any) -> Any:
         if not known:
             raise UsageError(f"{store.url} is empty: run a launcher first, or name the right store with --store")
         raise UsageError(f"{store.url} has several pools: {few(known)}; name one with --pool")
-    if options.pool not in known:
-        served = {pool_of(record) for record in await store.registration.list()}
-        if options.pool not in served:
-            raise UsageError(f"no pool '{options.pool}' in {store.url}{like(options.pool, known) or ': it is empty'}")
+    if options.pool not in known and not await store.registration.list(pool=options.pool):
+        raise UsageError(f"no pool '{options.pool}' in {store.url}{like(options.pool, known) or ': it is empty'}")
     return store.work.pool(options.pool)
 
 

@@ -125,6 +125,6 @@ async def _matching(pool: Any, options: argparse.Namespace, now: float) -> Async
 
 async def _nobody(store: Any, pools: Iterable[str]) -> str:
     """A hint for pools that nobody works on."""
-    records = await store.registration.list()
-    idle = [name for name in pools if not scaling.alive(records, name, time.time(), is_dead)]
+    active = {name: await store.registration.list(statuses=("active",), pool=name) for name in pools}
+    idle = [name for name, records in active.items() if not scaling.alive(records, name, time.time(), is_dead)]
     return f"; no worker is there for {finding.few(idle)}: start a launcher" if idle else ""

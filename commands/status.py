@@ -34,7 +34,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
 
     store = parts.store
     names = [(await finding.pool(options, store)).name] if options.pool else await finding.pools(store)
-    records = await store.registration.list()
+    records = await store.registration.list(pool=options.pool)
     pools = {name: await _pool(store, name, records) for name in names}
     everyone = roster.rows(records, ended=True, pool=options.pool)
     ended = len(everyone) - len(roster.rows(records, pool=options.pool))

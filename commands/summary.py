@@ -139,10 +139,8 @@ async def drained(store: Any, pool: str, counts: Counts | None) -> int:
     """How many workers of this process were drained, if they have left items in the pool."""
     if counts is None or not counts.left:
         return 0
-    ended = [record.metadata or {} for record in await store.registration.list() if record.status == "terminated"]
-    return sum(
-        (each.get("owner"), each.get("pool"), each.get("ended")) == (store.owner, pool, "drained") for each in ended
-    )
+    ended = [each.metadata or {} for each in await store.registration.list(statuses=("terminated",), pool=pool)]
+    return sum((each.get("owner"), each.get("ended")) == (store.owner, "drained") for each in ended)
 
 
 async def first_dead(pool: Any) -> list[Item]:

@@ -81,7 +81,8 @@ async def _handed(store: Any, fleet: Any) -> dict[str, Any]:
 
 async def _others(store: Any, name: str) -> list[str]:
     """The live workers of a pool that neither a launcher nor a scaler has launched."""
-    records = [each for each in await store.registration.list() if not (each.metadata or {}).get("decision")]
+    active = await store.registration.list(statuses=("active",), pool=name)
+    records = [each for each in active if not (each.metadata or {}).get("decision")]
     return [worker.id for worker in scaling.alive(records, name, time.time(), is_dead)]
 
 

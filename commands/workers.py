@@ -21,7 +21,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     from flatfleet.commands import roster
 
     pool = (await finding.pool(options, parts.store)).name if options.pool is not None else None
-    records = await parts.store.registration.list()
+    records = await parts.store.registration.list(pool=pool)
     everyone = roster.by_status(roster.rows(records, ended=True, pool=pool))
     workers = everyone if options.all else roster.by_status(roster.rows(records, pool=pool))
     ended = len(everyone) - len(roster.rows(records, pool=pool))

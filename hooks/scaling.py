@@ -36,13 +36,13 @@ async def observe(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     `host` is the process that has looked: what another one saw and launched may have ended with it.
     """
     decision = context["decision"]
-    look = await Crew(fleet, decision["fleet"]).look()
+    crew = Crew(fleet, decision["fleet"])
+    look = await crew.look() if decision["live_before"] is None else None
     context.update(error=None, last_error=None)  # of a store that was away
     if context["host"] != fleet.store.owner:
         context.update(host=fleet.store.owner, budget=None)
-    decision["live"] = look.live
-    decisions.tally(decision, look.records)
-    if decision["live_before"] is None:
+    decision["live"] = await crew.live() if look is None else look.live
+    if look is not None:
         target = await fleet.store.fleet(decision["fleet"]).target()
         decision.update(live_before=look.live, target_before=target)
         context["lost"] = look.lost
@@ -123,8 +123,11 @@ async def record(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     moved = context.get("level") is not None and context.get("host") != fleet.store.owner
     if moved and decision["outcome"] == "applied" and not error:
         return context | {"next": "observe"}
+    crew = Crew(fleet, decision["fleet"])
+    if decision["outcome"] == "applied":
+        await crew.tally(decision)
     decisions.finish(decision, error)
-    await Crew(fleet, decision["fleet"]).keep(decision)
+    await crew.keep(decision)
     context.update(next="wait", message="", decision={}, signal_id=None)
     return context | {"error": None, "last_error": None}
 
@@ -139,7 +142,7 @@ async def reap(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     context.update(fleets=[], again=number(context, "interval", 0.0) > 0)
     if lost or time.monotonic() >= context.get("look_at", 0.0):
         context["look_at"] = time.monotonic() + LOOK_EVERY
-        found = scaling.unreplaced(await fleet.store.registration.list())
+        found = scaling.unreplaced(await fleet.store.registration.list(statuses=("lost",)))
         context["fleets"] = sorted({scaling.pool_of(record) for record in found})
     return context
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flatfleet.runtime import decisions, scaling
+from flatfleet.runtime import decisions, metrics, scaling
 from flatfleet.runtime.dispatcher import scaler_of
 from flatfleet.runtime.engines.hold import hold
 from flatfleet.runtime.fleet import Fleet
@@ -27,21 +27,10 @@ LOOK = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The registry at one time: all its records, and the fleet's live workers."""
+    """A fleet as it is: its parallelism that is live, and that of each lost worker that no decision has taken account of."""
 
-    fleet: str
-    records: list[WorkerRecord]
-    workers: list[scaling.Worker]
-
-    @property
-    def live(self) -> int:
-        """The parallelism that is live."""
-        return scaling.parallelism(self.workers)
-
-    @property
-    def lost(self) -> dict[str, int]:
-        """The fleet's lost workers that no decision has taken account of, with the parallelism of each."""
-        return {record.worker_id: scaling.size(record) for record in scaling.unreplaced(self.records, self.fleet)}
+    live: int
+    lost: dict[str, int]
 
 
 class Crew:
@@ -52,9 +41,24 @@ class Crew:
         self._fleet = fleet
         self.name = name
 
+    async def live(self) -> int:
+        """The parallelism that is live. The workers are counted where they are stored, and not read."""
+        return metrics.crew(await self._store.driver.metrics(self.name, time.time(), 0))[0]
+
     async def look(self) -> Look:
-        records = await self._store.registration.list()
-        return Look(self.name, records, scaling.alive(records, self.name, time.time(), is_dead))
+        """Who was lost is read first: who is lost in between counts as neither, and is replaced by the next reconcile."""
+        lost = scaling.unreplaced(await self._records("lost"), self.name)
+        return Look(await self.live(), {record.worker_id: scaling.size(record) for record in lost})
+
+    async def tally(self, decision: dict[str, Any]) -> None:
+        """Enter the workers that were launched and drained by a decision, whatever has become of them."""
+        decisions.tally(decision, await self._records())
+
+    async def _records(self, *statuses: str) -> list[WorkerRecord]:
+        return await self._store.registration.list(statuses=statuses or None, pool=self.name)
+
+    def _alive(self, records: Iterable[WorkerRecord]) -> list[scaling.Worker]:
+        return scaling.alive(records, self.name, time.time(), is_dead)
 
     async def reserve(self, run: str, n: int, about: dict[str, Any] | None) -> tuple[str, int]:
         """Find the first free id `{run}-{n}` from `n` on, and register it `about` a worker of this process (None: do not).
@@ -83,11 +87,16 @@ class Crew:
 
     async def surplus(self, level: int) -> tuple[list[scaling.Worker], int]:
         """Whom to drain so that no more than `level` is left and never less, and how much more than it stays then."""
-        look = await self.look()
-        over = look.live - level
-        items = await asyncio.gather(*(self._store.driver.item(each.item) for each in look.workers if each.item))
-        chosen = scaling.drains(scaling.holding(look.workers, items), over)
-        return chosen, max(0, over - scaling.parallelism(chosen))
+        workers = self._alive(await self._records("active"))
+        over = scaling.parallelism(workers) - level
+        chosen = scaling.drains((each for each in workers if not each.item), over)
+        over -= scaling.parallelism(chosen)
+        if over > 0:  # only now it matters since when the others have held their items
+            busy = [each for each in workers if each.item]
+            items = await asyncio.gather(*(self._store.driver.item(str(each.item)) for each in busy))
+            chosen += (more := scaling.drains(scaling.holding(busy, items), over))
+            over -= scaling.parallelism(more)
+        return chosen, max(0, over)
 
     async def drain(self, workers: Iterable[scaling.Worker], seconds: float, by: str) -> None:
         """Tell workers to end: each finishes its item, or hands it back after so many seconds."""
@@ -100,11 +109,12 @@ class Crew:
 
         Who sent it may have told them already, in the decision's name: these count, too, whatever became of them.
         """
-        look, message = await self.look(), decision["message"]
-        chosen = [worker for worker in look.workers if worker.id in message["drain"]]
-        told = (each for each in look.records if (each.metadata or {}).get("drained_by") == decision["id"])
+        records, message = await self._records(), decision["message"]
+        workers = self._alive(records)
+        chosen = [worker for worker in workers if worker.id in message["drain"]]
+        told = (each for each in records if (each.metadata or {}).get("drained_by") == decision["id"])
         drained = scaling.parallelism(chosen) + sum(map(scaling.size, told))
-        live = look.live - scaling.parallelism(chosen)
+        live = scaling.parallelism(workers) - scaling.parallelism(chosen)
         if decisions.aimed(decision, scaling.aim(message, decision["target_before"], live, 0, drained)):
             decision["live_before"] = live + drained
             await self.drain(chosen, message.get("drain_deadline", seconds), decision["id"])

@@ -96,8 +96,7 @@ class Dispatcher:
         for fleet in self.fleets:
             await self._leave(fleet)
             record, pool = self._store.fleet(fleet), self._store.work.pool(fleet)
-            workers = await self._store.registration.list()
-            if any(each.status in LIVE_WORKER and each.metadata.get("pool") == fleet for each in workers):
+            if await self._store.registration.list(statuses=LIVE_WORKER, pool=fleet):
                 continue
             if not await record.hosts() and (await pool.counts()).left == 0 and await self._bury(scaler_of(fleet)):
                 await record.set_target(None)

@@ -143,14 +143,14 @@ class Fleet:
     async def recover(self) -> tuple[int, list[str]]:
         """Hand back what dead processes of this machine held, and mark their workers lost: (items, worker ids).
 
-        Atomic for each dead process; running it twice changes nothing. Elsewhere lease expiry does the same, later.
+        Atomic for each dead process; twice changes nothing. Elsewhere leases run out; those of this process are renewed.
         """
         items, lost, bell = 0, [], self.store.bell
         for owner in await self.store.driver.owners():
             if is_dead(owner):
                 items += await self.store.driver.hand_back(owner=owner, crashed=True)
                 lost += await self.store.driver.mark_lost(owner)
-        lost += await self.store.driver.mark_lost(None)
+        lost += (await asyncio.gather(self.beat(), self.store.driver.mark_lost(None)))[1]
         if items:
             bell.announce(*await self.store.driver.pools())
         if lost:

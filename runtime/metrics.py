@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -31,9 +30,7 @@ def observation(
     not count. Without a stored target the live parallelism stands for it.
     """
     at, counts, window = activity.at, activity.counts, max(1.0, min(window, float(KEPT)))
-    known = functools.cache(dead)
-    crew = [numbers for owner, numbers in activity.crew.items() if not known(owner)]
-    live, starting, draining = (sum(numbers[n] for numbers in crew) for n in range(3))
+    live, starting, draining = crew(activity, dead)
     recent = [bucket for bucket in activity.buckets if bucket.at > at - window - 1]
     ended = sum(bucket.completed + bucket.failed for bucket in recent)
     waits = merged(bucket.hist for bucket in recent)
@@ -65,6 +62,13 @@ def observation(
         errors_429=_sum(recent, "provider") / window if last is not None else None,
         measured=at,
     )
+
+
+def crew(activity: Activity, dead: Callable[[str], bool] = is_dead) -> tuple[int, int, int]:
+    """The parallelism that is live, how much of it has not asked for an item yet, and what is draining."""
+    found = [numbers for owner, numbers in activity.crew.items() if not dead(owner)]
+    live, starting, draining = (sum(numbers[n] for numbers in found) for n in range(3))
+    return live, starting, draining
 
 
 def _sum(buckets: Sequence[Bucket], name: str) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from flatfleet.runtime.values import size_of
+
 MAX_TARGET = 100_000
 
 Step = Literal["launch", "drain", "record"]
@@ -121,8 +123,7 @@ def pool_of(record: Any) -> str:
 
 def size(record: Any) -> int:
     """The parallelism that a worker registered with; 1 where it did not say."""
-    value = (record.metadata or {}).get("parallelism")
-    return max(1, value) if type(value) is int else 1
+    return size_of(record.metadata or {})
 
 
 def alive(records: Iterable[Any], pool: str, now: float, is_dead: Callable[[str], bool]) -> list[Worker]:

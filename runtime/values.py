@@ -1,11 +1,15 @@
-"""Reading a context: YAML templates make strings of numbers, and a stock machine leaves defaults out."""
+"""Reading a context (YAML templates make strings of numbers, stock machines leave defaults out) and worker metadata."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from flatfleet.runtime.errors import UsageError
+
+LARGEST = 1_000_000
+"""The parallelism that a worker counts at most, whatever it says."""
 
 
 def text(context: dict[str, Any], name: str, default: str = "") -> str:
@@ -47,3 +51,9 @@ def worker_id(context: dict[str, Any]) -> str:
     if not context.get("worker_id"):
         context["worker_id"] = f"worker-{uuid.uuid4().hex[:8]}"
     return str(context["worker_id"])
+
+
+def size_of(metadata: Mapping[str, Any]) -> int:
+    """The parallelism that a worker registered with: from 1 to LARGEST, 1 where its metadata does not say."""
+    told = metadata.get("parallelism")
+    return max(1, min(told, LARGEST)) if type(told) is int else 1

@@ -199,14 +199,14 @@ async def test_the_last_worker_takes_the_remainder(any_kit, crew):
 
 @pytest.mark.parametrize("most", [1, 2, 5, 9])
 async def test_gradually_with_a_look_after_each_step(any_kit, crew, monkeypatch, most):
-    looked, observe = [], crew.store.registration.list
+    looked, observe = [], Crew.live
 
     async def look(*given):
         found = await observe(*given)
-        looked.append(len(found))
+        looked.append(found)
         return found
 
-    monkeypatch.setattr(crew.store.registration, "list", look)
+    monkeypatch.setattr(Crew, "live", look)
     (decision,) = await crew.scale({"target": 5, "max_launch_per_step": most})
     assert decision["launches"] == 5
     assert looked == [*range(0, 5, most), 5]
@@ -440,7 +440,7 @@ async def test_an_error_on_the_way_is_recorded_and_the_next_message_is_decided(a
 
 
 async def test_a_store_that_was_away_for_a_moment_is_asked_again(any_kit, crew, monkeypatch):
-    looks, observe = [], crew.store.registration.list
+    looks, observe = [], Crew.live
 
     async def away(*given):
         looks.append(1)
@@ -448,7 +448,7 @@ async def test_a_store_that_was_away_for_a_moment_is_asked_again(any_kit, crew, 
             raise StoreUnavailable("away")
         return await observe(*given)
 
-    monkeypatch.setattr(crew.store.registration, "list", away)
+    monkeypatch.setattr(Crew, "live", away)
     (decision,) = await crew.scale({"target": 2})
     assert facts(decision) == ["applied", None, 2, 0, 2, 2, 0]
     await crew.end()

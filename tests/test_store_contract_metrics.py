@@ -210,6 +210,25 @@ async def test_a_worker_is_starting_until_it_has_asked_for_an_item(driver, clock
     assert found.startup == pytest.approx(12 + 0.2 * (2 - 12), abs=0.01)
 
 
+async def test_who_follows_a_heartbeat_is_counted_until_its_lease_is_over(driver, clock):
+    names = [f"w{n}" for n in range(6)]
+    for name in names:
+        await register(driver, clock, name, parallelism=2)
+    await register(driver, clock, "v", owner="them", parallelism=True)
+    await driver.set_status("w1", "terminating")
+    await driver.beat("me", names[:4], {}, 60.0)
+    assert (await measured(driver)).crew == {"me": (10, 10, 2), "them": (1, 1, 0)}
+    await claim(driver, worker="w0")
+    await driver.set_status("w2", "active", {"parallelism": 5})
+    clock.advance(50)
+    await driver.beat("me", names[:4], {}, 60.0)
+    assert (await measured(driver)).crew == {"me": (13, 11, 2), "them": (1, 1, 0)}
+    clock.advance(20)
+    assert (await measured(driver)).crew == {"me": (9, 7, 2)}  # w4, w5 and v have not been heard of
+    clock.advance(41)
+    assert (await measured(driver)).crew == {}
+
+
 async def test_a_worker_of_another_pool_or_of_no_registration_is_not_counted(driver, clock):
     await register(driver, clock, "w", pool="q")
     await claim(driver, worker="stranger")

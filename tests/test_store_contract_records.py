@@ -165,6 +165,54 @@ async def test_the_record_names_the_item_that_the_worker_holds(driver, clock):
     assert (await worker(driver, "w2")).current_task_id is None
 
 
+async def listed(driver: Any, *given: Any, **which: Any) -> list[str]:
+    return [record.worker_id for record in await driver.workers(*given, **which)]
+
+
+async def test_workers_of_a_pool_and_of_some_statuses_in_the_order_of_registration(driver):
+    for name, pool in (("z", "p"), ("b", "q"), ("y", "p"), ("a", "p"), ("x", "p")):
+        await register(driver, name, metadata={"pool": pool})
+    await register(driver, "none")
+    await driver.set_status("y", "terminating")
+    await driver.set_status("a", "lost")
+    await driver.set_status("x", "terminated")
+    assert await listed(driver, pool="p") == ["z", "y", "a", "x"]
+    assert await listed(driver, pool="r") == []
+    assert await listed(driver, statuses={"active", "terminating"}) == ["z", "b", "y", "none"]
+    assert await listed(driver, statuses=["active", "terminating"], pool="p") == ["z", "y"]
+    assert await listed(driver, statuses=("lost",)) == await listed(driver, statuses=("lost",), pool="p") == ["a"]
+    assert await listed(driver, statuses=()) == await listed(driver, statuses=(), pool="p") == []
+    assert await listed(driver, "a", statuses={"lost"}, pool="p") == ["a"]
+    assert await listed(driver, "a", statuses={"active"}) == await listed(driver, "a", pool="q") == []
+
+
+async def test_a_workers_pool_is_what_its_metadata_says_last(driver, clock):
+    await register(driver, metadata={"pool": "p"})
+    await driver.set_status("w1", "active", {"pool": "q"})
+    assert (await listed(driver, pool="p"), await listed(driver, pool="q")) == ([], ["w1"])
+    await driver.beat("o1", ["w1", "w2"], {}, LEASE)
+    await register(driver, metadata={"pool": "r"})
+    assert (await listed(driver, pool="q"), await listed(driver, pool="r")) == ([], ["w1"])
+    clock.advance(LEASE + 1)
+    await register(driver, owner="o2")
+    assert (await listed(driver, pool="r"), await listed(driver)) == ([], ["w1"])
+
+
+@pytest.mark.parametrize("pool", [7, None, True, ["p"], {"p": 1}])
+async def test_a_pool_that_is_no_text_is_none(driver, pool):
+    await register(driver, metadata={"pool": pool})
+    assert (await worker(driver)).metadata["pool"] == pool
+    assert [await listed(driver, pool=name) for name in ("7", "p", "1", "true", "")] == [[]] * 5
+
+
+async def test_the_found_workers_name_their_items(driver):
+    for name in ("w1", "w2", "w3"):
+        await register(driver, name, metadata={"pool": "p"})
+    await claim(driver, "p:a", "w2")
+    assert [each.current_task_id for each in await driver.workers(pool="p")] == [None, "p:a", None]
+    assert [each.current_task_id for each in await driver.workers(statuses=["active"], pool="p")] == [None, "p:a", None]
+
+
 async def test_metadata_that_is_not_json_is_refused(driver):
     with pytest.raises(TypeError, match="worker"):
         await register(driver, metadata={"x": {1}})
@@ -394,6 +442,18 @@ async def test_taking_a_lock_again_and_a_beat_renew_it(driver, clock):
     assert not await driver.lock("k", "o2", LEASE)
     clock.advance(2)
     assert await driver.lock("k", "o2", LEASE)
+
+
+async def test_a_late_beat_renews_what_nobody_has_taken_since(driver, clock):
+    for key in ("free", "taken", "taken and left"):
+        await driver.lock(key, "o1", LEASE)
+    clock.advance(LEASE + 1)
+    assert await driver.locks("") == []
+    await driver.lock("taken", "o2", LEASE)
+    await driver.lock("taken and left", "o2", LEASE)
+    await driver.unlock("taken and left", "o2")
+    await driver.beat("o1", [], {}, LEASE)
+    assert await driver.locks("") == [("free", "o1", clock.now + LEASE), ("taken", "o2", clock.now + LEASE)]
 
 
 async def test_of_concurrent_lockers_one_wins(driver):

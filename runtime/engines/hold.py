@@ -24,18 +24,24 @@ class Hold:
         self.lost = False
 
     async def check(self) -> None:
-        """Raise LeaseLost if the lock is gone: this process stood still for longer than its lease.
+        """Raise LeaseLost if the lock is gone: this process stood still for longer than its lease, and another took it.
 
-        The store is asked only if a third of a lease has passed since it was asked last.
+        The store is asked only if a third of a lease has passed since it was asked last. A lock that has run out, and that
+        nobody has taken since, is renewed: the heartbeat was late, as where the store did not answer for a while.
         """
         now = time.time()
         if 0 <= now - self._sure < self._store.lease / 3:
             return
-        held = await self._store.driver.locks(self._key)
-        self.lost = not any(key == self._key and owner == self._store.owner for key, owner, _ in held)
+        if not await self._held():
+            await self._store.driver.beat(self._store.owner, (), {}, self._store.lease)
+            self.lost = not await self._held()
         if self.lost:
             raise LeaseLost(f"machine {self._key} is no longer this process's to run: it stood still for too long")
         self._sure = now
+
+    async def _held(self) -> bool:
+        found = await self._store.driver.locks(self._key)
+        return any(key == self._key and owner == self._store.owner for key, owner, _ in found)
 
 
 @asynccontextmanager

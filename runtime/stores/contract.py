@@ -156,8 +156,14 @@ class Driver(Protocol):
         """
         ...
 
-    async def workers(self, worker_id: str | None = None) -> list[WorkerRecord]:
-        """All workers, or the one; `current_task_id` is the item it holds. metadata has `owner` and `lease_until`."""
+    async def workers(
+        self, worker_id: str | None = None, *, statuses: Collection[str] | None = None, pool: str | None = None
+    ) -> list[WorkerRecord]:
+        """All workers, or the one; of these only those in one of the statuses, and whose metadata names this `pool`.
+
+        In the order of their registration. `current_task_id` is the item that it holds; metadata has `owner` and
+        `lease_until`. Costs by the workers that are found and the claims, not by those of other pools.
+        """
         ...
 
     async def draining(self, owner: str) -> dict[str, float | None]:
@@ -254,7 +260,10 @@ class Driver(Protocol):
     # -- locks -------------------------------------------------------------------------------------------------------
 
     async def lock(self, key: str, owner: str, lease: float) -> bool:
-        """Atomically take the lock if it is free, expired, or already `owner`'s; `beat` by the owner renews it."""
+        """Atomically take the lock if it is free, expired, or already `owner`'s.
+
+        `beat` by the owner renews it: also one that has expired, if nobody has taken it since.
+        """
         ...
 
     async def unlock(self, key: str, owner: str) -> None: ...

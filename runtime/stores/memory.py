@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,8 +53,8 @@ class MemoryDriver(MemoryItems, MemorySignals, MemoryFleets, MemoryGc):
         known.host, known.pid = worker.host, worker.pid
         known.capabilities = list(worker.capabilities) if worker.capabilities is not None else None
         known.heartbeat, known.lease_until = now, now + lease
-        known.metadata |= told
-        return self._worker_record(known, self._tasks())
+        known.tell(told)
+        return self._worker_record(known, self._tasks(name))
 
     async def beat(self, owner: str, workers: Sequence[str], leases: Mapping[str, int], lease: float) -> Beat:
         now = self._clock()
@@ -81,12 +81,15 @@ class MemoryDriver(MemoryItems, MemorySignals, MemoryFleets, MemoryGc):
         if status == "terminating" and worker.status not in LIVE_WORKER:
             return
         worker.status = status
-        worker.metadata |= told
+        worker.tell(told)
 
-    async def workers(self, worker_id: str | None = None) -> list[WorkerRecord]:
+    async def workers(
+        self, worker_id: str | None = None, *, statuses: Collection[str] | None = None, pool: str | None = None
+    ) -> list[WorkerRecord]:
         chosen = self._workers.values() if worker_id is None else filter(None, [self._workers.get(worker_id)])
-        tasks = self._tasks()
-        return [self._worker_record(worker, tasks) for worker in chosen]
+        found = [w for w in chosen if pool in (None, w.pool) and (statuses is None or w.status in statuses)]
+        tasks = self._tasks(worker_id) if found else {}
+        return [self._worker_record(worker, tasks) for worker in found]
 
     async def draining(self, owner: str) -> dict[str, float | None]:
         told = [w for w in self._workers.values() if w.status == "terminating" and w.owner == owner]
@@ -178,10 +181,10 @@ class MemoryDriver(MemoryItems, MemorySignals, MemoryFleets, MemoryGc):
 
     # -- records ---------------------------------------------------------------------------------------------------
 
-    def _tasks(self) -> dict[str, str]:
-        """Return the item that each worker holds."""
+    def _tasks(self, worker: str | None = None) -> dict[str, str]:
+        """Return the item that each worker holds, or the one."""
         claims = (entry for pool in self._pools.values() for entry in pool.claims.values())
-        return {entry.worker: entry.id for entry in claims if entry.worker is not None}
+        return {e.worker: e.id for e in claims if e.worker is not None and worker in (None, e.worker)}
 
     @staticmethod
     def _worker_record(worker: Worker, tasks: Mapping[str, str]) -> WorkerRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from flatfleet.runtime.stores.buckets import KEPT, Activity, Bucket, Kind, current
 from flatfleet.runtime.stores.memory_tables import Tables, Worker
@@ -22,7 +21,7 @@ class MemoryMetrics(Tables):
         last = kept[-1] if kept else Bucket(0)
         crew: dict[str, tuple[int, int, int]] = {}
         for worker in self._workers.values():
-            if worker.status in LIVE_WORKER and worker.metadata.get("pool") == pool and worker.lease_until >= now:
+            if worker.pool == pool and worker.status in LIVE_WORKER and worker.lease_until >= now:
                 crew[worker.owner] = _counted(crew.get(worker.owner, (0, 0, 0)), worker)
         return Activity(
             at=now,
@@ -47,7 +46,7 @@ class MemoryMetrics(Tables):
     def _first_ask(self, pool: str, name: str, now: float) -> None:
         worker = self._workers.get(name)
         if worker is not None and worker.status in LIVE_WORKER and "asked" not in worker.metadata:
-            worker.metadata["asked"] = now
+            worker.tell({"asked": now})
             began = _seconds(worker.started)
             if began is not None:
                 self._note(pool, now, "started", now - began)
@@ -55,8 +54,7 @@ class MemoryMetrics(Tables):
 
 def _counted(so_far: tuple[int, int, int], worker: Worker) -> tuple[int, int, int]:
     live, starting, draining = so_far
-    told: Any = worker.metadata.get("parallelism")
-    size = max(1, told) if type(told) is int else 1
+    size = worker.size
     if worker.status != "active":
         return live, starting, draining + size
     return live + size, starting + size * ("asked" not in worker.metadata), draining

@@ -136,7 +136,7 @@ class Pool:
     def oldest(self, now: float, look: int) -> float | None:
         """Since when the entry waits that has waited longest, among the first `look` of each line; None if none waits."""
         self.settle(now)
-        heads = [heapq.nsmallest(look, line) for line in self._ready.values()]
+        heads = [_first(line, look) for line in self._ready.values()]
         waiting = [entry.ready_at for head in heads for _, _, entry in head]
         return min([*waiting, *(entry.due for entry in self.overdue.values())], default=None)
 
@@ -169,6 +169,19 @@ class Pool:
         if len(self._leases) > 2 * len(self.claims) + 64:
             self._leases = [(claim.due, next(self._ticks), claim) for claim in self.claims.values()]
             heapq.heapify(self._leases)
+
+
+def _first(heap: list[Any], n: int) -> list[Any]:
+    """The `n` smallest of a heap, which stays as it is; costs by `n`, not by the heap."""
+    found: list[Any] = []
+    edge = [(heap[0], 0)] if heap else []
+    while edge and len(found) < n:
+        row, at = heapq.heappop(edge)
+        found.append(row)
+        for child in (2 * at + 1, 2 * at + 2):
+            if child < len(heap):
+                heapq.heappush(edge, (heap[child], child))
+    return found
 
 
 def _without(heap: list[Any], entries: Set[Entry]) -> list[Any]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flatfleet.runtime.stores.buckets import Bucket
 from flatfleet.runtime.stores.memory_executions import Snapshots
 from flatfleet.runtime.stores.memory_pool import Entry, Pool
+from flatfleet.runtime.values import size_of
 from flatmachines import Signal
 
 
 @dataclass(slots=True)
 class Worker:
-    """A registration; `metadata` is what the callers gave, without the owner and the lease."""
+    """A registration; `metadata` is what the callers gave, without the owner and the lease; `pool` and `size` are of it."""
 
     id: str
     status: str
@@ -28,6 +29,12 @@ class Worker:
     pid: int | None = None
     capabilities: list[str] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    pool: Any = None
+    size: int = 1
+
+    def tell(self, metadata: Mapping[str, Any]) -> None:
+        self.metadata.update(metadata)
+        self.pool, self.size = self.metadata.get("pool"), size_of(self.metadata)
 
 
 class Tables:

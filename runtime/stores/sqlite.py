@@ -143,8 +143,10 @@ class SQLiteDriver:
     async def set_status(self, worker_id: str, status: str, metadata: Mapping[str, Any] | None = None) -> None:
         await self._write(sql_workers.set_status, worker_id, status, dict(metadata or {}))
 
-    async def workers(self, worker_id: str | None = None) -> list[WorkerRecord]:
-        return await self._look(sql_workers.workers, worker_id)
+    async def workers(
+        self, worker_id: str | None = None, *, statuses: Collection[str] | None = None, pool: str | None = None
+    ) -> list[WorkerRecord]:
+        return await self._look(sql_workers.workers, worker_id, statuses, pool)
 
     async def draining(self, owner: str) -> dict[str, float | None]:
         return await self._look(sql_workers.draining, owner)

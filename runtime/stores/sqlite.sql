@@ -5,7 +5,8 @@
 -- `counters` holds the number of items per pool and state; every transaction that moves items moves it too.
 -- A live worker that follows has its owner's heartbeat and lease (`owners`), so that a beat for thousands writes one row;
 -- any other has its own. `registrations` says what holds. An owner stands in `owners` while somebody follows it; `beat`
--- names the beat since which its followers have not changed.
+-- names the beat since which its followers have not changed. `pool`, `size` (its parallelism) and `fresh` (it has not asked
+-- for an item yet) are what a worker's metadata says, written with it, so that a fleet is counted in its index alone.
 -- `ready_at` is since when an item waits, or will. `metrics` has a row for each second of the last hour (buckets.py).
 -- `signals` are the messages that wait in a channel, `messages` those that were handed out: each stands once, and in
 -- `inbox` once for each execution that has not acknowledged it.
@@ -36,7 +37,7 @@ CREATE TABLE items (
 );
 CREATE INDEX items_ready ON items (pool, priority DESC, seq) WHERE state = 'ready';
 CREATE INDEX items_delayed ON items (pool, due) WHERE state = 'delayed';
-CREATE INDEX items_claimed ON items (pool, due) WHERE state = 'claimed';
+CREATE INDEX items_claimed ON items (pool, due, worker, id, state) WHERE state = 'claimed';
 CREATE INDEX items_dead ON items (pool, seq) WHERE state = 'dead';
 CREATE TABLE payloads (seq INTEGER PRIMARY KEY, data TEXT NOT NULL);
 CREATE TABLE results (
@@ -76,13 +77,17 @@ CREATE TABLE workers (
     owner        TEXT NOT NULL,
     lease_until  REAL NOT NULL,
     metadata     TEXT NOT NULL,
-    follows      INTEGER NOT NULL DEFAULT 0
+    follows      INTEGER NOT NULL DEFAULT 0,
+    pool         TEXT,
+    size         INTEGER NOT NULL,
+    fresh        INTEGER NOT NULL
 );
+CREATE INDEX workers_pool ON workers (pool, status, follows, owner, lease_until, size, fresh);
 CREATE INDEX workers_live ON workers (follows, owner, status, id) WHERE status IN ('active', 'terminating');
 CREATE TABLE owners (owner TEXT PRIMARY KEY, heartbeat REAL NOT NULL, until REAL NOT NULL, beat TEXT) WITHOUT ROWID;
 CREATE VIEW registrations AS
     SELECT w.rowid AS seq, w.id, w.status, w.started, w.host, w.pid, w.capabilities, w.owner, w.metadata, w.follows,
-        COALESCE(o.heartbeat, w.heartbeat) AS heartbeat, COALESCE(o.until, w.lease_until) AS lease_until
+        w.pool, COALESCE(o.heartbeat, w.heartbeat) AS heartbeat, COALESCE(o.until, w.lease_until) AS lease_until
     FROM workers w LEFT JOIN owners o ON w.follows AND o.owner = w.owner;
 CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL);
 CREATE TABLE snapshots (
@@ -249,11 +254,12 @@ WHERE items.id = lease.key AND items.token = lease.value AND items.state = 'clai
 SELECT status, started, owner, lease_until, heartbeat, metadata, follows FROM registrations WHERE id = ?;
 
 -- name: put_worker
-INSERT INTO workers (id, status, heartbeat, started, host, pid, capabilities, owner, lease_until, metadata)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO workers (id, status, heartbeat, started, host, pid, capabilities, owner, lease_until, metadata, pool, size, fresh)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET status = excluded.status, heartbeat = excluded.heartbeat, started = excluded.started,
     host = excluded.host, pid = excluded.pid, capabilities = excluded.capabilities, owner = excluded.owner,
-    lease_until = excluded.lease_until, metadata = excluded.metadata, follows = 0;
+    lease_until = excluded.lease_until, metadata = excluded.metadata, pool = excluded.pool, size = excluded.size,
+    fresh = excluded.fresh, follows = 0;
 
 -- name: drop_worker
 DELETE FROM workers WHERE id = ?;
@@ -291,16 +297,27 @@ DELETE FROM owners WHERE owner = ? AND NOT EXISTS (
 SELECT id, status FROM workers WHERE owner = :owner AND id IN (SELECT value FROM json_each(:workers));
 
 -- name: set_status
-UPDATE workers SET status = ?, metadata = ?, heartbeat = ?, lease_until = ?, follows = ? WHERE id = ?;
+UPDATE workers SET status = ?, heartbeat = ?, lease_until = ?, follows = ?, metadata = ?, pool = ?, size = ?, fresh = ?
+WHERE id = ?;
+
+-- name: worker
+SELECT *, (SELECT id FROM items WHERE state = 'claimed' AND worker = r.id LIMIT 1) AS item FROM registrations r WHERE id = ?;
 
 -- name: workers
-SELECT r.*, (SELECT i.id FROM items i WHERE i.state = 'claimed' AND i.worker = r.id LIMIT 1) AS item
-FROM registrations r WHERE r.id = ?;
+SELECT *, NULL AS item FROM registrations ORDER BY seq;
 
--- name: all_workers
-SELECT r.*, i.id AS item FROM registrations r
-LEFT JOIN (SELECT worker, MIN(id) AS id FROM items WHERE state = 'claimed' GROUP BY worker) i ON i.worker = r.id
-ORDER BY r.seq;
+-- name: workers_of_status
+SELECT *, NULL AS item FROM registrations WHERE status IN (SELECT value FROM json_each(:statuses)) ORDER BY seq;
+
+-- name: workers_of_pool
+SELECT *, NULL AS item FROM registrations WHERE pool = :pool ORDER BY seq;
+
+-- name: workers_of_pool_and_status
+SELECT *, NULL AS item FROM registrations
+WHERE pool = :pool AND status IN (SELECT value FROM json_each(:statuses)) ORDER BY seq;
+
+-- name: items_held
+SELECT worker, id FROM items WHERE state = 'claimed';
 
 -- name: draining
 SELECT id, json_extract(metadata, '$.drain_until') FROM workers
@@ -486,8 +503,8 @@ DELETE FROM metrics WHERE pool = ? AND at < ?;
 SELECT at, body FROM metrics WHERE pool = ? AND at >= ? ORDER BY at DESC LIMIT ?;
 
 -- name: first_ask
-UPDATE workers SET metadata = json_set(metadata, '$.asked', :now)
-WHERE id = :worker AND status IN ('active', 'terminating') AND json_extract(metadata, '$.asked') IS NULL
+UPDATE workers SET metadata = json_set(metadata, '$.asked', :now), fresh = 0
+WHERE id = :worker AND fresh AND status IN ('active', 'terminating')
 RETURNING COALESCE((julianday(started) - 2440587.5) * 86400.0, :now);
 
 -- name: oldest_wait
@@ -503,12 +520,12 @@ SELECT MIN(since) FROM (
     UNION ALL SELECT MIN(due) FROM items WHERE pool = :pool AND state = 'claimed' AND due <= :now);
 
 -- name: crew
-SELECT owner, SUM(size * active), SUM(size * active * fresh), SUM(size * (1 - active)) FROM (
-    SELECT owner, status = 'active' AS active, json_extract(metadata, '$.asked') IS NULL AS fresh,
-        CASE json_type(metadata, '$.parallelism') WHEN 'integer' THEN MAX(1, json_extract(metadata, '$.parallelism')) ELSE 1 END AS size
-    FROM registrations WHERE follows IN (0, 1) AND status IN ('active', 'terminating') AND lease_until >= :now
-        AND json_extract(metadata, '$.pool') = :pool)
-GROUP BY owner;
+SELECT owner, status, SUM(size), SUM(size * fresh) FROM workers
+WHERE pool = :pool AND status IN ('active', 'terminating') AND follows = 1
+GROUP BY status, owner HAVING owner IN (SELECT owner FROM owners WHERE until >= :now)
+UNION ALL SELECT owner, status, SUM(size), SUM(size * fresh) FROM workers
+WHERE pool = :pool AND status IN ('active', 'terminating') AND follows = 0 AND lease_until >= :now
+GROUP BY status, owner;
 
 -- name: ended_workers
 SELECT id FROM workers WHERE id > :after AND status IN ('terminated', 'lost') AND heartbeat < :before

@@ -36,8 +36,10 @@ def metrics(tx: Tx, pool: str, since: float, most: int) -> Activity:
     rows = tx.run("buckets", (pool, int(since), max(0, most))).fetchall()
     last = _last(tx, pool) or Bucket(0)
     crew: dict[str, tuple[int, int, int]] = {}
-    for owner, *numbers in tx.run("crew", {"pool": pool, "now": tx.now}):
-        crew[owner] = (numbers[0], numbers[1], numbers[2])
+    for owner, status, size, fresh in tx.run("crew", {"pool": pool, "now": tx.now}):
+        live, starting, draining = crew.get(owner, (0, 0, 0))
+        active = status == "active"
+        crew[owner] = (live + size, starting + fresh, draining) if active else (live, starting, draining + size)
     return Activity(
         at=tx.now,
         counts=counts(tx, pool),

@@ -14,6 +14,7 @@ from flatfleet.runtime.stores import sqlite_items as sql_items
 from flatfleet.runtime.stores.group import Tx
 from flatfleet.runtime.stores.records import LIVE_WORKER, Beat
 from flatfleet.runtime.stores.text import dump, moment, stamp
+from flatfleet.runtime.values import size_of
 from flatmachines import WorkerRecord, WorkerRegistration
 
 REMEMBERED = 10_000
@@ -33,12 +34,23 @@ def register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metad
                 "Give the worker another id, or wait until that one has ended"
             )
     capabilities = dump(worker.capabilities, "capabilities") if worker.capabilities is not None else None
-    text = dump(metadata, "the metadata of a worker")
+    about = _columns(metadata)
     if row is not None and (known not in LIVE_WORKER or holder != owner):
         tx.run("drop_worker", (worker.worker_id,))
     tx.run(
         "put_worker",
-        (worker.worker_id, status, tx.now, started, worker.host, worker.pid, capabilities, owner, tx.now + lease, text),
+        (
+            worker.worker_id,
+            status,
+            tx.now,
+            started,
+            worker.host,
+            worker.pid,
+            capabilities,
+            owner,
+            tx.now + lease,
+            *about,
+        ),
     )
     _changed(tx, holder)
     return workers(tx, worker.worker_id)[0]
@@ -92,15 +104,24 @@ def set_status(tx: Tx, worker_id: str, status: str, metadata: dict[str, Any]) ->
     before, _, owner, until, heartbeat, told, follows = row
     if status == "terminating" and before not in LIVE_WORKER:
         return
-    merged = dump(json.loads(told) | metadata, "the metadata of a worker")
+    about = _columns(json.loads(told) | metadata)
     follows = follows and status in LIVE_WORKER
-    tx.run("set_status", (status, merged, heartbeat, until, follows, worker_id))
+    tx.run("set_status", (status, heartbeat, until, follows, *about, worker_id))
     _changed(tx, owner)
 
 
-def workers(tx: Tx, worker_id: str | None) -> list[WorkerRecord]:
-    cursor = tx.run("all_workers") if worker_id is None else tx.run("workers", (worker_id,))
+def workers(
+    tx: Tx, worker_id: str | None, statuses: Collection[str] | None = None, pool: str | None = None
+) -> list[WorkerRecord]:
+    if worker_id is not None:
+        cursor = tx.run("worker", (worker_id,))
+    else:
+        chosen = [name for name, value in (("pool", pool), ("status", statuses)) if value is not None]
+        wanted = {"pool": pool, "statuses": _json(statuses or ())}
+        cursor = tx.run("_of_".join(["workers", "_and_".join(chosen)]) if chosen else "workers", wanted)
     cursor.row_factory = sqlite3.Row
+    rows = cursor.fetchall()
+    held = dict(tx.run("items_held")) if rows and worker_id is None else {}
     return [
         WorkerRecord(
             worker_id=row["id"],
@@ -110,11 +131,19 @@ def workers(tx: Tx, worker_id: str | None) -> list[WorkerRecord]:
             pid=row["pid"],
             capabilities=json.loads(row["capabilities"]) if row["capabilities"] else None,
             started_at=row["started"],
-            current_task_id=row["item"],
+            current_task_id=row["item"] or held.get(row["id"]),
             metadata=json.loads(row["metadata"]) | {"owner": row["owner"], "lease_until": row["lease_until"]},
         )
-        for row in cursor.fetchall()
+        for row in rows
+        if pool in (None, row["pool"]) and (statuses is None or row["status"] in statuses)
     ]
+
+
+def _columns(metadata: dict[str, Any]) -> tuple[str, str | None, int, bool]:
+    """The metadata as text, and what is counted by: the pool, the parallelism, whether it has yet to ask for an item."""
+    pool = metadata.get("pool")
+    text = dump(metadata, "the metadata of a worker")
+    return text, pool if isinstance(pool, str) else None, size_of(metadata), "asked" not in metadata
 
 
 def draining(tx: Tx, owner: str) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -58,13 +58,15 @@ class Registration:
         found = await self._driver.workers(worker_id)
         return found[0] if found else None
 
-    async def list(self, filter: WorkerFilter | None = None) -> list[WorkerRecord]:
-        """Workers by status, capability and age of the last heartbeat, oldest first."""
-        workers = await self._driver.workers()
+    async def list(
+        self, filter: WorkerFilter | None = None, *, statuses: Collection[str] | None = None, pool: str | None = None
+    ) -> list[WorkerRecord]:
+        """Workers by status, pool, capability and age of the last heartbeat, oldest first."""
+        if filter is not None and filter.status:
+            statuses = {filter.status}.intersection(statuses or (filter.status,))
+        workers = await self._driver.workers(statuses=statuses, pool=pool)
         if filter is None:
             return workers
-        if filter.status:
-            workers = [w for w in workers if w.status == filter.status]
         if filter.capability:
             workers = [w for w in workers if filter.capability in (w.capabilities or ())]
         if filter.stale_threshold_seconds is not None:
