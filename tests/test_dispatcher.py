@@ -541,6 +541,21 @@ async def test_a_process_that_lost_its_lock_saves_no_checkpoint(any_kit, monkeyp
         assert held.lost
 
 
+async def test_a_lock_that_ran_out_and_that_nobody_took_is_renewed(any_kit):
+    late = any_kit.other(lease=0.01)
+    late.store.lock.on_taken = lambda: None  # no heart beats
+    async with hold(late.store, "x") as held:
+        await asyncio.sleep(0.02)
+        assert await late.store.driver.locks("x") == []
+        await held.check()
+        assert not held.lost
+        await asyncio.sleep(0.02)
+        async with hold(any_kit.store, "x") as taken:
+            assert taken is not None
+        with pytest.raises(LeaseLost):  # the other one has left it by now, and may have changed anything
+            await held.check()
+
+
 async def test_a_machine_that_lost_its_lock_ends_and_changes_nothing(any_kit, flow, notes, dispatcher, monkeypatch):
     await park(any_kit, waiter(flow))
     await any_kit.store.signals.send("go", {"n": 1, "end": True})

@@ -535,3 +535,16 @@ async def test_a_served_worker_retires_after_its_idle_timeout_though_it_is_woken
     await push(any_kit, "gpu", requires=["gpu"])
     run = any_kit.machine(worker).run({"pool": "p", "worker_id": "w", "idle_timeout": 0.05})
     assert (await asyncio.wait_for(run, 1))["status"] == "retired"
+
+
+async def test_a_process_that_comes_late_does_not_mark_its_own_workers_lost(any_kit):
+    """As where the store did not answer for longer than a lease: whoever recovers is alive."""
+    late = any_kit.other("late", lease=0.01)
+    for name in ("w1", "w2"):
+        await late.store.registration.register(WorkerRegistration(worker_id=name))
+    late.fleet.workers["w1"] = "active"
+    await asyncio.sleep(0.02)
+    assert await late.fleet.recover() == (0, ["w2"])
+    assert late.fleet.workers == {"w1": "active"}
+    await asyncio.sleep(0.02)
+    assert await any_kit.fleet.recover() == (0, ["w1"])

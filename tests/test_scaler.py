@@ -213,6 +213,22 @@ async def test_gradually_with_a_look_after_each_step(any_kit, crew, monkeypatch,
     await crew.end()
 
 
+async def test_the_workers_of_a_fleet_are_counted_and_read_once_for_the_record(any_kit, crew, monkeypatch):
+    await crew.lose("gone")
+    read, workers = [], crew.store.driver.workers
+
+    async def look(worker_id=None, *, statuses=None, pool=None):
+        if worker_id is None:
+            read.append((statuses, pool))
+        return await workers(worker_id, statuses=statuses, pool=pool)
+
+    monkeypatch.setattr(crew.store.driver, "workers", look)
+    (decision,) = await crew.scale({"target": 4, "max_launch_per_step": 1})
+    assert decision["launches"] == 4
+    assert read == [(("lost",), "p"), (None, "p")]
+    await crew.end()
+
+
 async def test_what_others_launch_meanwhile_counts(any_kit, crew, monkeypatch):
     """Two workers turn up in the midst of it: never above the target."""
     flow_pace, turned_up = any_kit.engine.launch, []

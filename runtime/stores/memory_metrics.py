@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime
 
 from flatfleet.runtime.stores.buckets import KEPT, Activity, Bucket, Kind, current
-from flatfleet.runtime.stores.memory_tables import Tables, Worker
+from flatfleet.runtime.stores.memory_tables import Tables
 from flatfleet.runtime.stores.records import LIVE_WORKER, Counts
 
 OLDEST = 10
@@ -19,10 +20,16 @@ class MemoryMetrics(Tables):
         now, line, kept = self._clock(), self._pools.get(pool), self._buckets.get(pool, [])
         found = [each.copy() for each in kept if each.at >= int(since)]
         last = kept[-1] if kept else Bucket(0)
-        crew: dict[str, tuple[int, int, int]] = {}
+        crew: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         for worker in self._workers.values():
             if worker.pool == pool and worker.status in LIVE_WORKER and worker.lease_until >= now:
-                crew[worker.owner] = _counted(crew.get(worker.owner, (0, 0, 0)), worker)
+                numbers = crew[worker.owner]
+                if worker.status != "active":
+                    numbers[2] += worker.size
+                    continue
+                numbers[0] += worker.size
+                if "asked" not in worker.metadata:
+                    numbers[1] += worker.size
         return Activity(
             at=now,
             counts=Counts() if line is None else line.counts(now),
@@ -31,7 +38,7 @@ class MemoryMetrics(Tables):
             last_end=last.last_end,
             startup=last.startup,
             oldest=None if line is None else line.oldest(now, OLDEST),
-            crew=crew,
+            crew={owner: (live, starting, draining) for owner, (live, starting, draining) in crew.items()},
         )
 
     def _note(self, pool: str, now: float, kind: Kind, value: float, more: float = 0.0) -> None:
@@ -50,14 +57,6 @@ class MemoryMetrics(Tables):
             began = _seconds(worker.started)
             if began is not None:
                 self._note(pool, now, "started", now - began)
-
-
-def _counted(so_far: tuple[int, int, int], worker: Worker) -> tuple[int, int, int]:
-    live, starting, draining = so_far
-    size = worker.size
-    if worker.status != "active":
-        return live, starting, draining + size
-    return live + size, starting + size * ("asked" not in worker.metadata), draining
 
 
 def _seconds(stamp: str) -> float | None:
