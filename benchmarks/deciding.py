@@ -13,7 +13,7 @@ from flatfleet.benchmarks.harness import Case, Contestant, Goal, Values, correct
 from flatfleet.run import Parts, compose
 from flatfleet.runtime import decisions, loop
 from flatfleet.runtime.autoscaler import LOOKED_THROUGH, Autoscaler
-from flatfleet.runtime.crew import register
+from flatmachines import WorkerRegistration
 
 MEDIAN, WORST = "ms", "ms at worst"
 ROUNDS = 50
@@ -53,9 +53,12 @@ async def _set_up(parts: Parts, workers: int, n: int) -> None:
         await ours.fill(parts, min(AT_ONCE, n - start), start)
     driver, owner, pool = parts.store.driver, parts.store.owner, parts.store.work.pool(ours.POOL)
     names = [f"w{k}" for k in range(workers)]
+    register = parts.store.registration.register
     about = {"pool": ours.POOL, "parallelism": 1, "decision": "bench", "machine": "worker"}
     for start in range(0, workers, AT_ONCE):
-        await asyncio.gather(*(register(parts.fleet, name, about) for name in names[start : start + AT_ONCE]))
+        await asyncio.gather(
+            *(register(WorkerRegistration(worker_id=name), about) for name in names[start : start + AT_ONCE])
+        )
     await driver.beat(owner, names, {}, parts.store.lease)
     done = await asyncio.gather(*(pool.claim(name) for name in names))
     await asyncio.gather(*(pool.complete(each.id, None, token=each.token) for each in done if each))

@@ -34,23 +34,12 @@ def register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metad
                 "Give the worker another id, or wait until that one has ended"
             )
     capabilities = dump(worker.capabilities, "capabilities") if worker.capabilities is not None else None
-    about = _columns(metadata)
     if row is not None and (known not in LIVE_WORKER or holder != owner):
         tx.run("drop_worker", (worker.worker_id,))
     tx.run(
         "put_worker",
-        (
-            worker.worker_id,
-            status,
-            tx.now,
-            started,
-            worker.host,
-            worker.pid,
-            capabilities,
-            owner,
-            tx.now + lease,
-            *about,
-        ),
+        (worker.worker_id, status, tx.now, started, worker.host, worker.pid, capabilities, owner, tx.now + lease)
+        + _columns(metadata),
     )
     _changed(tx, holder)
     return workers(tx, worker.worker_id)[0]
