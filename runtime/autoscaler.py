@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -77,8 +78,10 @@ class Autoscaler:
     async def decide(self) -> dict[str, Any]:
         context, s = self._context, self._settings()
         o = Observation.of(context["seen"])
-        state = await self._record.policy_state()
-        before = ordered(state, await self._record.orders(), await self._record.decisions(LOOKED_THROUGH), o.at)
+        state, orders, decisions = await asyncio.gather(
+            self._record.policy_state(), self._record.orders(), self._record.decisions(LOOKED_THROUGH)
+        )
+        before = ordered(state, orders, decisions, o.at)
         decision, kept = deciding.decide(o, s, before)
         data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
         if before != state or not context.get("begun"):
@@ -104,8 +107,9 @@ class Autoscaler:
 
     async def record(self) -> dict[str, Any]:
         context = self._context
-        await self._record.decide_policy(context["decision"])
-        await self._record.keep_policy_state(context["state"])
+        await asyncio.gather(
+            self._record.decide_policy(context["decision"]), self._record.keep_policy_state(context["state"])
+        )
         context.update(begun=True, silent=None, decision=None, state=None)
         return context
 

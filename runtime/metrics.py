@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,8 +18,9 @@ async def observe(store: Store, fleet: str, settings: Settings) -> Observation:
 
     Costs by the seconds of the window and the workers, whatever number of items there are.
     """
-    activity = await store.driver.metrics(fleet, time.time() - settings.metrics_window, KEPT)
-    return observation(activity, await store.driver.target(fleet), settings.metrics_window)
+    driver, since = store.driver, time.time() - settings.metrics_window
+    activity, target = await asyncio.gather(driver.metrics(fleet, since, KEPT), driver.target(fleet))
+    return observation(activity, target, settings.metrics_window)
 
 
 def observation(
