@@ -153,12 +153,12 @@ class Dispatcher:
         row = await self._store.driver.load_snapshot(machine_id)
         return row is not None and row.event in CUT_OFF
 
-    async def _abandoned(self, machine_id: str, *here: str) -> bool:
-        """True if an autoscaler was begun, and no living process runs it, but for those `here`."""
+    async def _abandoned(self, machine_id: str) -> bool:
+        """True if an autoscaler was begun, and no living process runs it."""
         if not await self._cut_off(machine_id):
             return False
         held = await self._store.driver.locks(machine_id)
-        return not any(key == machine_id and owner not in here and not is_dead(owner) for key, owner, _ in held)
+        return not any(key == machine_id and not is_dead(owner) for key, owner, _ in held)
 
     def _resume(self, machine_ids: deque[str], now: float) -> list[asyncio.Task[Outcome]]:
         """Resume the first of these that may run here, as many as can run at once; those looked at are taken out."""
@@ -191,7 +191,7 @@ class Dispatcher:
         del self._hosted[fleet]
         try:
             await self._store.lock.release(host_key(fleet, self._store.owner))
-            if not await self._store.fleet(fleet).hosts() and await self._abandoned(autoscaler_of(fleet), self._store.owner):
+            if not await self._store.fleet(fleet).hosts() and await self._cut_off(autoscaler_of(fleet)):
                 await self._store.driver.drop_snapshots(autoscaler_of(fleet))
         except StoreError as error:
             logger.warning("the store could not be told that fleet %s has one host less: %s", fleet, error)
