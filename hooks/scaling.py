@@ -182,4 +182,6 @@ async def aim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
         await crew.replaced(look.lost, str(context["run"]))
         lacks = 0 if asked == 0 else target - look.live
         context["want"] = await crew.book(str(context["run"]), lacks, parallelism)
-        return context | {"scaled": target > look.live or least is not None or fleet.served or await crew.unscaled(look)}
+        return context | {
+            "scaled": target > look.live or least is not None or fleet.served or await crew.unscaled(look)
+        }

@@ -46,7 +46,9 @@ class Fleet:
 
         async def push(store):
             pool = store.work.pool("trial")
-            await pool.push_many([pool.new({"key": f"{name}{k}", **item}, key=f"{name}{k}", **(limits or {})) for k in range(n)])
+            await pool.push_many(
+                [pool.new({"key": f"{name}{k}", **item}, key=f"{name}{k}", **(limits or {})) for k in range(n)]
+            )
 
         self.trial.ask(push)
         return time.time()
@@ -162,7 +164,10 @@ def test_a_store_that_does_not_answer_gives_no_scale_down_and_a_reason(trial, si
     assert held["reason"].startswith("the demand was measured")
     assert (held["desired"], held["sent"]) == (held["current"], False) == (4, False)
     after = [each for each in later if each["at"] >= held["at"]]
-    assert ("note" in after[0], "note" in after[1]) == (True, False)  # the second look after the silence decides as ever
+    assert ("note" in after[0], "note" in after[1]) == (
+        True,
+        False,
+    )  # the second look after the silence decides as ever
     fleet.until(lambda: fleet.live() == trial.counts().claimed == 4, size(30.0, 90.0))
     fleet.go.touch()
     fleet.until(lambda: trial.counts().left == 0, size(30.0, 90.0))
