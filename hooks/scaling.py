@@ -134,9 +134,9 @@ async def record(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
 
 async def reap(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Mark the workers of dead processes lost and hand back their items; `fleets` are those that have to replace some."""
+    context.update(fleets=[], again=number(context, "interval", 0.0) > 0)
     items, lost = await fleet.recover()
     context.update(items=context.get("items", 0) + items, workers=context.get("workers", 0) + len(lost))
-    context.update(fleets=[], again=number(context, "interval", 0.0) > 0)
     if lost or time.monotonic() >= context.get("look_at", 0.0):
         context["look_at"] = time.monotonic() + LOOK_EVERY
         found = scaling.unreplaced(await fleet.store.registration.list())
