@@ -59,7 +59,10 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
         "--workers", type=_workers, metavar="N..M", help="1..8, 5, or 1,2,4..9 (default: around the need)"
     )
     made.add_argument(
-        "--slo", type=_slo, metavar="SPAN@PERCENT", help="which wait, dispatch included, how many may have at most: 0.1s@95%%"
+        "--slo",
+        type=_slo,
+        metavar="SPAN@PERCENT",
+        help="which wait, dispatch included, how many may have at most: 0.1s@95%%",
     )
     made.add_argument(
         "--arrival-cv2", type=_cv2, default=1.0, metavar="X", help="variability: variance ÷ mean² (default: 1)"

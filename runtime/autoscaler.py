@@ -30,6 +30,8 @@ FOREVER = 1e9
 """Seconds, 31 years: workers under an autoscaler do not retire by themselves."""
 POLL = 1.0
 """Seconds between two looks whether a batch is done."""
+SPOT = "spot"
+"""The capability of a host that may be taken away at any time, and costs less."""
 _DONE = ("applied", "unchanged")
 
 
@@ -107,8 +109,13 @@ class Autoscaler:
         data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
         if before != state or not context.get("begun"):
             data["state"] = before  # a replay cannot know of a restart, or of what people have ordered
+        notes = []
         if context.get("silent"):
-            data["note"] = f"the store had not answered for {max(0.0, o.at - context['silent']):.0f} s"
+            notes.append(f"the store had not answered for {max(0.0, o.at - context['silent']):.0f} s")
+        if decision.capacity == SPOT and SPOT not in self._fleet.capabilities and decision.outcome == "up":
+            notes.append("there are no spot workers here (a host that is one says so: --capabilities spot)")
+        if notes:
+            data["note"] = "; ".join(notes)
         short = not o.missing(s.stale_after) and o.workers < decision.desired and o.workers < (o.demand or 0)
         data["sent"] = decision.outcome != "hold" or short
         context.update(decision=data, state=kept, sends=data["sent"])

@@ -61,7 +61,18 @@ def test_too_few_workers_and_the_fewest_for_an_slo(capsys: pytest.CaptureFixture
 
 
 def test_the_dispatch_delay_is_part_of_what_an_slo_allows_as_in_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--arrival", "100", "--service-time", "50ms", "--workers", "6..9", "--slo", "100ms@95%", "--dispatch", "95ms"]
+    argv = [
+        "--arrival",
+        "100",
+        "--service-time",
+        "50ms",
+        "--workers",
+        "6..9",
+        "--slo",
+        "100ms@95%",
+        "--dispatch",
+        "95ms",
+    ]
     code, out, _ = capacity(capsys, *argv)
     assert code == 0
     assert "P(d + wait ≤ 100ms) ≥ 95% needs at least 10 workers" in out
