@@ -24,13 +24,23 @@ _EXAMPLE = "flatfleet capacity --arrival 100 --service 120 --workers 1..8"
 
 
 class Slo(NamedTuple):
-    """P(wait ≤ within) ≥ level; `within` in seconds, 0 < level < 1."""
+    """P(d + Wq ≤ within) ≥ level: d the dispatch delay, Wq the wait for a worker; seconds, 0 < level < 1, d ≤ within."""
 
     within: float
     level: float
+    dispatch: float = 0.0
+
+    @property
+    def event(self) -> str:
+        return f"P({'d + ' if self.dispatch else ''}wait ≤ {_time(self.within)})"
+
+    @property
+    def left(self) -> float:
+        """The wait for a worker that the dispatch delay leaves room for, in seconds."""
+        return self.within - self.dispatch
 
     def __str__(self) -> str:
-        return f"P(wait ≤ {_time(self.within)}) ≥ {_percent(self.level)}"
+        return f"{self.event} ≥ {_percent(self.level)}"
 
 
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
@@ -49,7 +59,10 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
         "--workers", type=_workers, metavar="N..M", help="1..8, 5, or 1,2,4..9 (default: around the need)"
     )
     made.add_argument(
-        "--slo", type=_slo, metavar="SPAN@PERCENT", help="which wait how many may have at most: 0.1s@95%%"
+        "--slo",
+        type=_slo,
+        metavar="SPAN@PERCENT",
+        help="which wait, dispatch included, how many may have at most: 0.1s@95%%",
     )
     made.add_argument(
         "--arrival-cv2", type=_cv2, default=1.0, metavar="X", help="variability: variance ÷ mean² (default: 1)"
@@ -69,6 +82,13 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
         options.service = 1 / options.service_time
     if options.arrival / options.service > MOST_WORKERS:
         raise UsageError(f"--arrival is more than {MOST_WORKERS:,} workers do; is its unit that of --service?")
+    if options.slo is not None:
+        options.slo = options.slo._replace(dispatch=options.dispatch)
+        if options.slo.left < 0:
+            raise UsageError(
+                f"--slo allows {_time(options.slo.within)} until an item is begun, and --dispatch alone takes "
+                f"{_time(options.dispatch)}: no number of workers keeps that"
+            )
     options.needs_loop, options.must_exist, options.command = False, False, command
     return options
 
@@ -77,14 +97,14 @@ def command(options: Any, parts: None) -> int:
     first = fewest_stable(options.arrival, options.service)
     variability = {"arrival_cv2": options.arrival_cv2, "service_cv2": options.service_cv2}
     slo: Slo | None = options.slo
-    need = workers_for(options.arrival, options.service, *slo, **variability) if slo else first
+    need = workers_for(options.arrival, options.service, slo.left, slo.level, **variability) if slo else first
     counts = options.workers or _around(first, need)
     rates = (options.arrival, options.service)
     queues = [Queue(*rates, count, options.dispatch, **variability) for count in counts]
-    reached = Queue(*rates, need, options.dispatch, **variability).level(slo.within) if slo else None
+    reached = Queue(*rates, need, options.dispatch, **variability).level(slo.left) if slo else None
     written = _plots(queues, options.plot, first) if options.plot else []
     if options.json:
-        rows = [each.data() | ({"service_level": each.level(slo.within)} if slo else {}) for each in queues]
+        rows = [each.data() | ({"service_level": each.level(slo.left)} if slo else {}) for each in queues]
         about = {"within": slo.within, "level": slo.level, "workers": need, "reached": reached} if slo else None
         model = {"arrival": rates[0], "service": rates[1], "dispatch": options.dispatch, **variability}
         told = {"offered": queues[0].offered, "fewest_stable": first, "slo": about, "rows": rows}
@@ -115,13 +135,13 @@ def _title(queue: Queue) -> str:
 
 def _table(queues: Sequence[Queue], slo: Slo | None) -> list[str]:
     heads = ["workers", "ρ", "P0", "P(wait)", "Lq", "L", "Wq", "W", "T", "95% wait ≤", "B", "done/s"]
-    heads += [f"P(wait ≤ {_time(slo.within)})"] if slo else []
+    heads += [slo.event] if slo else []
     rows = [heads]
     for each in queues:
         numbers = map(_number, (each.utilisation, each.p0, each.p_wait, each.lq, each.l))
         times = map(_time, (each.wq, each.w, each.response, each.percentile(0.95)))
         rows.append([f"{each.workers:,}", *numbers, *times, _number(each.erlang_b), _number(each.throughput)])
-        rows[-1] += [_percent(each.level(slo.within))] if slo else []
+        rows[-1] += [_percent(each.level(slo.left))] if slo else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 

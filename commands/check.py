@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flatfleet.commands import cli
+from flatfleet.runtime import fleet_settings
 from flatfleet.runtime.bundle import load
 from flatfleet.runtime.bundle.refs import locate
 from flatfleet.runtime.bundle.yamlmap import read, shown
@@ -42,8 +43,9 @@ def command(options: Any, parts: None) -> int:
 def run(paths: Sequence[str], known: Known, as_json: bool, out: TextIO) -> int:
     """Check files and folders (all their YAML files) and print one line a file, or its problems.
 
-    Machines are checked with everything that they name; each problem is listed once, under the file it stands in.
-    Other YAML files are only parsed. `known` maps hook names to their actions. Returns 0, or 2 with a problem.
+    Machines are checked with everything that they name; each problem is listed once, under the file it stands in. Files
+    of a fleet's settings are checked as such, other YAML files are only parsed. `known` maps hook names to their actions.
+    Returns 0, or 2 with a problem.
     """
     reports = _merged([_checked(path, known) for path in _files(paths)])
     if as_json:
@@ -87,7 +89,11 @@ def _checked(path: Path | _Report, known: Known) -> _Report:
         return path
     name = shown(path)
     try:
-        data = read(path).data
+        doc = read(path)
+        data = doc.data
+        if fleet_settings.alone(data):
+            faults = fleet_settings.located(data)
+            return _Report(name, [f"{doc.at(each.path, each.key)}: {each.text}" for each in faults], "policy")
         if not isinstance(data, dict) or data.get("spec") != "flatmachine":
             return _Report(name, [], _kind(data))
         states = load(path, known=known)["data"]["states"]

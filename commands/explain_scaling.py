@@ -17,7 +17,7 @@ from flatfleet.runtime.stores.records import DECISIONS
 _UNITS = {
     "arrival_rate": "/s",
     "throughput": "/s",
-    "errors_429": "/s",
+    "provider_faults": "/s",
     "arrival_cv2": "",
     "service_cv2": "",
     "utilisation": "",

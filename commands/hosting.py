@@ -28,7 +28,7 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         )
     terminal.log_to_stderr(options.verbose)
     await parts.fleet.recover()
-    progress = Progress(pool, parts.engine, quiet=options.json)
+    progress = Progress(pool, parts.engine, quiet=options.json, fleet=parts.fleet)
     dispatcher = Dispatcher(store, parts.engine)
     sent: list[str] = []
 

@@ -26,9 +26,10 @@ SKIPS_SHOWN = 5
 class Progress:
     """Watches one pool while it is entered; prints to standard error, so that standard output stays data."""
 
-    def __init__(self, pool: Any, engine: Any, quiet: bool = False) -> None:
+    def __init__(self, pool: Any, engine: Any, quiet: bool = False, fleet: Any = None) -> None:
         self._pool = pool
         self._engine = engine
+        self._fleet = fleet
         self.quiet = quiet
         self._watcher: asyncio.Task[None] | None = None
         self._history: deque[tuple[float, int]] = deque()
@@ -67,6 +68,11 @@ class Progress:
             paused = f"; {self._pause()}" if self._paused is not None else ""
             self.say(f"pool {output['pool']}: {_found(output)}; {count(output['workers'], 'worker')}{paused}")
 
+    def served(self) -> None:
+        """Say that this process does not end by itself."""
+        if self._pool is not None:
+            self.say(f"fleet {self._pool.name} is served here: it waits for items; Ctrl-C ends it")
+
     def say(self, text: str) -> None:
         """Print one message above the bar."""
         if self.quiet:
@@ -78,7 +84,7 @@ class Progress:
 
     async def _watch(self) -> None:
         tty = sys.stderr.isatty()
-        shown = time.monotonic()
+        shown, waits = time.monotonic(), False
         while True:
             await asyncio.sleep(TICK)
             try:
@@ -96,8 +102,8 @@ class Progress:
             if tty and counts.total:
                 with contextlib.suppress(OSError):
                     self._draw(counts)
-            elif now - shown >= LINE_EVERY and counts.total:
-                shown = now
+            elif now - shown >= LINE_EVERY and counts.total and not (waits and self._waits(counts)):
+                shown, waits = now, self._waits(counts)
                 self.say(f"{counts.completed + counts.dead}/{counts.total} · {self._info(counts)}")
 
     async def _ask(self) -> None:
@@ -118,9 +124,15 @@ class Progress:
             info=self._info(counts),
         )
 
+    def _waits(self, counts: Counts) -> bool:
+        """True if a fleet that is served has nothing to do."""
+        return counts.left == 0 and self._fleet is not None and self._fleet.served
+
     def _info(self, counts: Counts) -> str:
         (then, before), (now, after) = self._history[0], self._history[-1]
         rate = (after - before) / (now - then) if now > then else 0.0
+        if self._waits(counts):
+            return "nothing left to do: waits for items; Ctrl-C ends it"
         parts = [f"{rate:.1f}/s", count(self._engine.live(), "worker")]
         if rate and counts.left:
             parts.insert(1, f"ETA {span(counts.left / rate)}")

@@ -40,6 +40,8 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     task = _task(config)
     if options.task and "pool" in specs and not options.inputs.get("pool") and task:
         options.inputs["pool"] = task["data"].get("name", "task")
+    if options.stay and options.inputs.get("until_empty"):
+        raise UsageError("--until-empty ends with the pool, and --stay waits for more items: give one of them")
     if "policy" in specs and (policy := options.inputs.get("policy") or fleet_settings.inside(config)):
         options.inputs["policy"] = fleet_settings.load(policy)
     if any(_flatagents(config)) and not any(map(importlib.util.find_spec, LLM_LIBRARIES)):
@@ -107,7 +109,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     machine = parts.machine(options.bundle, str(source.parent if source else Path.cwd()), name)
     settings = options.defaults | {name: value for name, value in options.inputs.items() if value is not None}
     pool = parts.store.work.pool(settings["pool"]) if settings.get("pool") else None
-    progress = Progress(pool, parts.engine, quiet=options.json)
+    progress = Progress(pool, parts.engine, quiet=options.json, fleet=parts.fleet)
     dispatcher = Dispatcher(parts.store, parts.engine)
     named = functools.partial(parts.engine.run_named, machine) if name else None
     session = Session(parts, machine, options.drain_deadline, progress, dispatcher, named)

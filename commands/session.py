@@ -70,6 +70,8 @@ class Session:
             output, error = _outcome(main)
             if error is None and not self.interrupted:
                 await self._progress.launched(output)
+                if self._parts.fleet.served and engine.live():
+                    self._progress.served()
             if error is not None:
                 await engine.close(0)
             joined = asyncio.create_task(self._join(output) if error is None else engine.join())

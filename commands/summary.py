@@ -98,7 +98,8 @@ class Summary:
         return f"{where}: a message there wakes it in any run over {self.store} (--stay keeps one for that)"
 
     def _head(self, counts: Counts) -> str:
-        if self.output.get("workers") == 0 and not self.interrupted:
+        ended = counts.completed + counts.dead > (self.output.get("done") or 0) + (self.output.get("dead") or 0)
+        if self.output.get("workers") == 0 and not ended and not self.interrupted:
             if counts.left:
                 waiting = "item is" if counts.left == 1 else "items are"
                 return f"{counts.left} {waiting} waiting in pool {self.pool}; no worker was launched"

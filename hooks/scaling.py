@@ -137,9 +137,9 @@ async def record(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
 
 async def reap(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Mark the workers of dead processes lost and hand back their items; `fleets` are those that have to replace some."""
+    context.update(fleets=[], again=number(context, "interval", 0.0) > 0)
     items, lost = await fleet.recover()
     context.update(items=context.get("items", 0) + items, workers=context.get("workers", 0) + len(lost))
-    context.update(fleets=[], again=number(context, "interval", 0.0) > 0)
     if lost or time.monotonic() >= context.get("look_at", 0.0):
         context["look_at"] = time.monotonic() + LOOK_EVERY
         found = scaling.unreplaced(await fleet.store.registration.list(statuses=("lost",)))
@@ -185,4 +185,6 @@ async def aim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
         await crew.replaced(look.lost, str(context["run"]))
         lacks = 0 if asked == 0 else target - look.live
         context["want"] = await crew.book(str(context["run"]), lacks, parallelism)
-        return context | {"scaled": target > look.live or fleet.served or await crew.unscaled(look)}
+        return context | {
+            "scaled": target > look.live or least is not None or fleet.served or await crew.unscaled(look)
+        }

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flatfleet.runtime import fleet_settings, metrics
+from flatfleet.runtime.errors import StoreError, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.policies import deciding, memory
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Settings, settings
 from flatfleet.runtime.values import text
+
+Step = Callable[["Autoscaler"], Coroutine[Any, Any, dict[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +28,23 @@ LOOKED_THROUGH = 50
 """Decisions of the scaler among which the latest order to hold is looked for."""
 FOREVER = 1e9
 """Seconds, 31 years: workers under an autoscaler do not retire by themselves."""
+POLL = 1.0
+"""Seconds between two looks whether a batch is done."""
+SPOT = "spot"
+"""The capability of a host that may be taken away at any time, and costs less."""
 _DONE = ("applied", "unchanged")
 
 
 def serve(context: dict[str, Any], fleet: Fleet) -> int | None:
     """Make this process serve a fleet with a `policy`, and return the fewest workers that this allows; None without one.
 
-    Raises UsageError for a policy that is none.
+    With `until_empty` it is no service: all of it ends with the pool. Raises UsageError for a policy that is none.
     """
     if not context.get("policy"):
         return None
     context["policy"] = fleet_settings.load(context["policy"])
     context["idle_timeout"] = FOREVER
-    fleet.served = True
+    fleet.served = context.get("until_empty") not in (True, "true", "True")
     return settings(context["policy"]).min
 
 
@@ -57,6 +65,21 @@ def ordered(
     return found
 
 
+def _answered(step: Step) -> Step:
+    """The step, ended by StoreUnavailable where it takes longer than `stale_after`: what was decided is out of date then."""
+
+    @functools.wraps(step)
+    async def limited(self: Autoscaler) -> dict[str, Any]:
+        patience = self._settings().stale_after
+        try:
+            async with asyncio.timeout(patience):
+                return await step(self)
+        except TimeoutError as error:
+            raise StoreUnavailable(f"the store has not answered for {patience:g} s") from error
+
+    return limited
+
+
 class Autoscaler:
     """One step of the machine autoscaler.yml; all that it knows stands in the machine's context and in the store."""
 
@@ -64,10 +87,11 @@ class Autoscaler:
         self._context, self._fleet = context, fleet
         self._record = fleet.store.fleet(text(context, "pool", "papers"))
 
+    @_answered
     async def observe(self) -> dict[str, Any]:
         """Look. Where the store had not answered for longer than `stale_after`, what is seen counts as of before that."""
         context, began = self._context, time.time()
-        context.update(closed=self._fleet.draining, error=None, last_error=None)
+        context.update(closed=await self._closed(), error=None, last_error=None)
         if context["closed"]:
             return context
         o = await metrics.observe(self._fleet.store, self._record.name, self._settings())
@@ -75,6 +99,7 @@ class Autoscaler:
         context["seen"] = replace(o, measured=min(o.at, silent)).data()
         return context
 
+    @_answered
     async def decide(self) -> dict[str, Any]:
         context, s = self._context, self._settings()
         o = Observation.of(context["seen"])
@@ -86,13 +111,19 @@ class Autoscaler:
         data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
         if before != state or not context.get("begun"):
             data["state"] = before  # a replay cannot know of a restart, or of what people have ordered
+        notes = []
         if context.get("silent"):
-            data["note"] = f"the store had not answered for {max(0.0, o.at - context['silent']):.0f} s"
+            notes.append(f"the store had not answered for {max(0.0, o.at - context['silent']):.0f} s")
+        if decision.capacity == SPOT and SPOT not in self._fleet.capabilities and decision.outcome == "up":
+            notes.append("there are no spot workers here (a host that is one says so: --capabilities spot)")
+        if notes:
+            data["note"] = "; ".join(notes)
         short = not o.missing(s.stale_after) and o.workers < decision.desired and o.workers < (o.demand or 0)
         data["sent"] = decision.outcome != "hold" or short
         context.update(decision=data, state=kept, sends=data["sent"])
         return context
 
+    @_answered
     async def send(self) -> dict[str, Any]:
         decision = self._context["decision"]
         message = {
@@ -105,6 +136,7 @@ class Autoscaler:
         await self._fleet.store.signals.send(self._record.channel, message)
         return self._context
 
+    @_answered
     async def record(self) -> dict[str, Any]:
         context = self._context
         await asyncio.gather(
@@ -122,8 +154,30 @@ class Autoscaler:
         return context
 
     async def rest(self) -> dict[str, Any]:
-        await self._fleet.rest(self._settings().interval)
+        """Wait for an interval, or until nothing is left to do."""
+        fleet, ends = self._fleet, time.monotonic() + self._settings().interval
+        try:
+            while not fleet.served and time.monotonic() < ends:
+                if await self._closed():
+                    return self._context
+                await fleet.rest(min(POLL, ends - time.monotonic()))
+        except StoreError as error:
+            logger.debug("whether the batch is done cannot be seen: %s", error)
+        await fleet.rest(ends - time.monotonic())
         return self._context
+
+    async def _closed(self) -> bool:
+        """True if this process stops, or another one runs the autoscaler, or a batch that this process hosts is done."""
+        store, machine_id = self._fleet.store, self._context.get("machine_id")
+        if self._fleet.draining:
+            return True
+        if machine_id:
+            held = await store.driver.locks(machine_id)
+            if any(key == machine_id and owner != store.owner for key, owner, _ in held):
+                return True  # this process stood still, or was cut off, for longer than its lease
+        if self._fleet.served or (await store.work.pool(self._record.name).counts()).left:
+            return False
+        return store.owner in await self._record.hosts()
 
     def _settings(self) -> Settings:
         """Those of the context's `policy`; the defaults without one. Raises UsageError for what is none."""

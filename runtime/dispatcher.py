@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import replace
@@ -12,8 +13,9 @@ from functools import partial
 from flatfleet.runtime.engines.contract import Engine, Outcome
 from flatfleet.runtime.engines.hold import hold
 from flatfleet.runtime.errors import StoreError
+from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.stores.bell import heard
-from flatfleet.runtime.stores.records import DELIVERED, LIVE_WORKER, WAITING, WOKEN
+from flatfleet.runtime.stores.records import CUT_OFF, DELIVERED, LIVE_WORKER, WAITING, WOKEN
 from flatfleet.runtime.stores.store import Store
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ ORPHANS = 30.0
 """Seconds between two looks for machines whose process has died after a message had woken them."""
 AT_ONCE = 100
 """Machines that one dispatcher resumes at the same time."""
+ADOPTS = 2.0
+"""Seconds between two looks for autoscalers whose process has died."""
 RETRY, RETRY_MOST = 60.0, 3600.0
 """Seconds until a machine that could not be resumed, or raised before its message was acknowledged, is tried again:
 twice as long each time."""
@@ -32,8 +36,16 @@ SCALER = ".scaler"
 """How the ids of scalers end; what stands before it is the fleet, and only a host of that fleet resumes them."""
 
 
+AUTOSCALER = ".autoscaler"
+"""How the ids of autoscalers end; any host of the fleet takes one up whose process is gone."""
+
+
 def scaler_of(fleet: str) -> str:
     return f"{fleet}{SCALER}"
+
+
+def autoscaler_of(fleet: str) -> str:
+    return f"{fleet}{AUTOSCALER}"
 
 
 def host_key(fleet: str, owner: str) -> str:
@@ -59,6 +71,7 @@ class Dispatcher:
         self._elsewhere: set[str] = set()
         self._orphans: deque[str] = deque()
         self._orphans_at = 0.0
+        self._adopts_at = math.inf
         self._hosted: dict[str, bool] = {}
         engine.on_named = self._named
 
@@ -69,7 +82,7 @@ class Dispatcher:
 
     async def host(self, fleet: str) -> None:
         """Host a fleet from now on: resume its scaler, and let everybody know."""
-        self._hosted.setdefault(fleet, False)
+        self._meet(fleet)
         if not self._hosted[fleet]:
             self._hosted[fleet] = await self._store.lock.acquire(host_key(fleet, self._store.owner))
         self._store.bell.ring("signals")
@@ -119,6 +132,11 @@ class Dispatcher:
                 self._resting = {key: rest for key, rest in self._resting.items() if now < rest[0] + RETRY_MOST}
                 self._orphans = deque(row.execution_id for row in await driver.snapshots(WOKEN, None))
                 self._orphans += [scaler_of(fleet) for fleet in self._hosted if await self._cut_off(scaler_of(fleet))]
+            if now >= self._adopts_at:
+                self._adopts_at = now + ADOPTS
+                for autoscaler in map(autoscaler_of, self._hosted):
+                    if await self._abandoned(autoscaler):
+                        self._orphans.append(autoscaler)
             skip = {*self._running, *(key for key, rest in self._resting.items() if now < rest[0])}
             started: list[asyncio.Task[Outcome]] = []
             full = True
@@ -132,14 +150,21 @@ class Dispatcher:
     async def _cut_off(self, machine_id: str) -> bool:
         """True if the machine was killed before it had parked for the first time; nothing wakes that one."""
         row = await self._store.driver.load_snapshot(machine_id)
-        return row is not None and row.event == "state_enter"
+        return row is not None and row.event in CUT_OFF
+
+    async def _abandoned(self, machine_id: str) -> bool:
+        """True if an autoscaler was begun, and no living process runs it."""
+        if not await self._cut_off(machine_id):
+            return False
+        held = await self._store.driver.locks(machine_id)
+        return not any(key == machine_id and not is_dead(owner) for key, owner, _ in held)
 
     def _resume(self, machine_ids: deque[str], now: float) -> list[asyncio.Task[Outcome]]:
         """Resume the first of these that may run here, as many as can run at once; those looked at are taken out."""
         started = []
         while machine_ids and len(self._running) < AT_ONCE:
             machine_id = machine_ids.popleft()
-            unparked = machine_id.endswith(SCALER)
+            unparked = machine_id.endswith((SCALER, AUTOSCALER))
             task = self._engine.resume(machine_id, unparked=unparked) if self._may(machine_id, now) else None
             if task is not None:
                 self._running[machine_id] = task
@@ -165,6 +190,8 @@ class Dispatcher:
         del self._hosted[fleet]
         try:
             await self._store.lock.release(host_key(fleet, self._store.owner))
+            if not await self._store.fleet(fleet).hosts() and await self._cut_off(autoscaler_of(fleet)):
+                await self._store.driver.drop_snapshots(autoscaler_of(fleet))
         except StoreError as error:
             logger.warning("the store could not be told that fleet %s has one host less: %s", fleet, error)
 
@@ -182,8 +209,9 @@ class Dispatcher:
                 await heard(rung, POLL)
 
     def _may(self, machine_id: str, now: float) -> bool:
-        if machine_id.endswith(SCALER) and machine_id.removesuffix(SCALER) not in self._hosted:
-            return False
+        for kind in (SCALER, AUTOSCALER):
+            if machine_id.endswith(kind) and machine_id.removesuffix(kind) not in self._hosted:
+                return False
         return now >= self._resting.get(machine_id, (0.0, 0.0))[0]
 
     def _over(self, machine_id: str, task: asyncio.Task[Outcome]) -> None:
@@ -202,8 +230,14 @@ class Dispatcher:
         if again or outcome in ("ended", "failed"):
             self._store.bell.ring("signals")  # this one may have a message by now, or another's turn has come
 
+    def _meet(self, fleet: str) -> None:
+        """Note a fleet to host. Its autoscaler is taken up only later: who is about to launch one comes first."""
+        if fleet not in self._hosted:
+            self._hosted[fleet] = False
+            self._adopts_at = time.monotonic() + ADOPTS
+
     def _named(self, machine_id: str) -> None:
         """Host the fleet of a scaler that is run here."""
         if machine_id.endswith(SCALER):
-            self._hosted.setdefault(machine_id.removesuffix(SCALER), False)
+            self._meet(machine_id.removesuffix(SCALER))
             self._store.bell.ring("signals")

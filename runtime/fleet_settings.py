@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from flatfleet.runtime.errors import UsageError, did_you_mean
@@ -16,7 +16,20 @@ from flatfleet.runtime.policies import schedule
 from flatfleet.runtime.policies.settings import PRESETS, Cost, Settings, seconds, settings
 
 WHERE = "settings.fleet"
+INSIDE = ("data", "settings", "fleet")
+"""Where the settings stand in a machine file."""
 _SHOWN = 80
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong: the path below the settings where it stands, and a sentence that names the place.
+
+    `key` points at the key there and not at its value.
+    """
+
+    path: tuple[str | int, ...]
+    text: str
+    key: bool = False
 
 
 def validate(data: Any, where: str = WHERE) -> Settings:
@@ -30,15 +43,15 @@ def validate(data: Any, where: str = WHERE) -> Settings:
     return settings(data or {})
 
 
-def load(policy: Any) -> dict[str, Any]:
+def load(policy: Any, others: Sequence[str] = ()) -> dict[str, Any]:
     """The settings, checked, that a policy names: a preset, a YAML file (of settings, or a machine's), or they themselves.
 
-    Raises UsageError for what is no policy, and for faults in it.
+    `others` are names that may have been meant, too. Raises UsageError for what is no policy, and for faults in it.
     """
     if isinstance(policy, str):
         if policy in PRESETS:
             return {"preset": policy}
-        policy, where = _of_file(Path(policy)), f"{policy}: {WHERE}"
+        policy, where = _of_file(Path(policy), others), f"{policy}: {WHERE}"
     else:
         where = WHERE
     if not isinstance(policy, Mapping):
@@ -47,59 +60,84 @@ def load(policy: Any) -> dict[str, Any]:
     return dict(policy)
 
 
-def _of_file(path: Path) -> Any:
+def _of_file(path: Path, others: Sequence[str]) -> Any:
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"no policy '{path}': no such file, and no preset{did_you_mean(str(path), PRESETS)}") from None
+        kinds = "no preset or baseline" if others else "no preset"
+        hint = did_you_mean(str(path), [*PRESETS, *others]) if path.suffix == "" else ""
+        raise UsageError(f"no policy '{path}': no such file, and {kinds}{hint}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    return inside(data) if isinstance(data, dict) and ("spec" in data or "data" in data) else data
+    below = place(data)
+    found = inside(data) if below else data
+    if below and found is None:
+        raise UsageError(f"{path} is a machine without settings.fleet, so there is no policy in it")
+    return found
+
+
+def place(data: Any) -> tuple[str, ...]:
+    """Where in a file's data the settings stand: below those of a machine, or in none."""
+    return INSIDE if isinstance(data, Mapping) and ("spec" in data or "data" in data) else ()
+
+
+def alone(data: Any) -> bool:
+    """True if a file's data looks like settings of a fleet alone: half of its keys at least are theirs."""
+    if not isinstance(data, Mapping) or place(data):
+        return False
+    known = _validator().schema["properties"]
+    return 0 < len(data) <= 2 * sum(name in known for name in data)
 
 
 def inside(machine: Mapping[str, Any]) -> Any:
     """`settings.fleet` of a machine; None where it has none."""
     value: Any = machine
-    for name in ("data", "settings", "fleet"):
+    for name in INSIDE:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 
 def faults(data: Any, where: str = WHERE) -> list[str]:
     """One line for each fault, in the order of the file; none where all is well."""
+    return [fault.text for fault in located(data, where)]
+
+
+def located(data: Any, where: str = WHERE) -> list[Fault]:
+    """Each fault, in the order of the file; none where all is well."""
     if data is None:
         return []
-    found = [*_unfinite(data, where)] or [*_of_schema(data, where)] or [*_of_schedule(data, where)]
+    found = [*_unfinite(data, where, ())] or [*_of_schema(data, where)] or [*_of_schedule(data, where)]
     if not found:
         try:
             settings(data)
         except ValueError as error:
-            found = [f"{where}.{error}"]
+            name = str(error).partition(" ")[0].strip(":")
+            found = [Fault((name,) if name in data else (), f"{where}.{error}")]
     return found
 
 
-def _unfinite(data: Any, where: str) -> Iterator[str]:
+def _unfinite(data: Any, where: str, path: tuple[str | int, ...]) -> Iterator[Fault]:
     """The schema lets a number pass that is none."""
     if isinstance(data, float) and not math.isfinite(data):
-        yield f"{where} must be a finite number, got {data}"
+        yield Fault(path, f"{_placed(where, path)} must be a finite number, got {data}")
     elif isinstance(data, Mapping):
         for name, value in data.items():
-            yield from _unfinite(value, f"{where}.{name}")
+            yield from _unfinite(value, where, (*path, name))
     elif isinstance(data, list | tuple):
         for number, value in enumerate(data):
-            yield from _unfinite(value, f"{where}[{number}]")
+            yield from _unfinite(value, where, (*path, number))
 
 
-def _of_schema(data: Any, where: str) -> Iterator[str]:
+def _of_schema(data: Any, where: str) -> Iterator[Fault]:
     known = list(_validator().schema["properties"])
     found = _validator().iter_errors(data)
     for error in sorted(found, key=lambda each: known.index(next(iter(each.absolute_path), known[0]))):
-        yield from _said(error, where, error.absolute_path)
+        yield from _said(error, where, tuple(error.absolute_path))
 
 
-def _said(error: Any, where: str, path: Sequence[Any]) -> Iterator[str]:
+def _said(error: Any, where: str, path: tuple[str | int, ...]) -> Iterator[Fault]:
     place, got, rule = _placed(where, path), error.instance, error.validator
     if rule == "additionalProperties":
         known = error.schema["properties"]
@@ -107,19 +145,19 @@ def _said(error: Any, where: str, path: Sequence[Any]) -> Iterator[str]:
             if name not in known:
                 inside = place == where and name in Cost._fields
                 hint = f" — it stands in cost, as {place}.cost.{name}" if inside else did_you_mean(str(name), known)
-                yield f"unknown key '{name}' in {place}{hint}"
+                yield Fault((*path, name), f"unknown key '{name}' in {place}{hint}", key=True)
     elif rule == "required":
         name = next(each for each in error.validator_value if error.message.startswith(f"'{each}'"))
-        yield f"{place} has no {name}; it needs {' and '.join(error.validator_value)}"
+        yield Fault(path, f"{place} has no {name}; it needs {' and '.join(error.validator_value)}")
     elif rule == "uniqueItems":
-        yield f"{place} names one twice, got {_shown(got)}"
+        yield Fault(path, f"{place} names one twice, got {_shown(got)}")
     elif rule == "anyOf" and "cron" in error.schema.get("properties", {}):
-        yield f"{place} sets nothing; it needs min, max or target"
+        yield Fault(path, f"{place} sets nothing; it needs min, max or target")
     elif rule == "anyOf" and isinstance(got, Mapping) and (inner := [each for each in error.context if _inside(each)]):
         for each in inner:
-            yield from _said(each, where, [*path, *each.relative_path])
+            yield from _said(each, where, (*path, *each.relative_path))
     else:
-        yield f"{place} must be {_allowed(error)}, got {_shown(got)}{_meant(error)}"
+        yield Fault(path, f"{place} must be {_allowed(error)}, got {_shown(got)}{_meant(error)}")
 
 
 def _meant(error: Any) -> str:
@@ -143,22 +181,23 @@ def _allowed(error: Any) -> str:
     return str(error.schema.get("title", "something else"))
 
 
-def _of_schedule(data: Mapping[str, Any], where: str) -> Iterator[str]:
+def _of_schedule(data: Mapping[str, Any], where: str) -> Iterator[Fault]:
     """What a pattern cannot say of the texts in a schedule."""
     for number, entry in enumerate(data.get("schedule") or ()):
         at = f"{where}.schedule[{number}]"
         try:
             schedule.parse(entry["cron"])
         except ValueError as error:
-            yield f"{at}.cron: {error}"
+            yield Fault(("schedule", number, "cron"), f"{at}.cron: {error}")
         try:
             schedule.timezone(entry.get("zone", "UTC"))
         except ValueError as error:
-            yield f"{at}.zone: {error}"
+            yield Fault(("schedule", number, "zone"), f"{at}.zone: {error}")
         if not 60 <= seconds(entry["duration"]) <= 604800:
-            yield f"{at}.duration must be 60 s to 7 d, got {_shown(entry['duration'])}"
+            text = f"{at}.duration must be 60 s to 7 d, got {_shown(entry['duration'])}"
+            yield Fault(("schedule", number, "duration"), text)
     if isinstance(season := data.get("season"), str) and not 60 <= seconds(season) <= 2678400:
-        yield f"{where}.season must be 60 s to 31 d, got {_shown(season)}"
+        yield Fault(("season",), f"{where}.season must be 60 s to 31 d, got {_shown(season)}")
 
 
 def _placed(where: str, path: Sequence[Any]) -> str:

@@ -281,6 +281,8 @@ class Machine(Children, Waiting, FlatMachine):
             self._resumed = self._revisit = False  # there was nothing to resume from
         if event not in self.checkpoint_events:
             return
+        if event == "machine_start":
+            state_name = self._initial_state
         if event == "state_enter" and self._resumed:
             self._resumed = False  # the SDK enters the resumed state anew: that transition is committed already
             return

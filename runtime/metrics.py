@@ -61,7 +61,7 @@ def observation(
         throughput=_sum(recent, "completed") / window if last is not None else None,
         utilisation=min(1.0, counts.claimed / (live + draining)) if live + draining else None,
         idle=0.0 if demand else None if last is None else max(0.0, at - last),
-        errors_429=_sum(recent, "provider") / window if last is not None else None,
+        provider_faults=_sum(recent, "provider") / window if last is not None else None,
         measured=at,
     )
 

@@ -9,6 +9,7 @@ from flatfleet.runtime.journal import Journal
 from flatmachines import FlatMachine
 
 COMMITTED = ("state_enter", "waiting", "machine_end", "tool_call")
+_SAVED = {*COMMITTED, "machine_start"}
 
 
 class Waiting:
@@ -44,12 +45,15 @@ class Waiting:
 def events(data: Mapping[str, Any]) -> frozenset[str]:
     """The events to save at: those of ours that stand for what `persistence` declares.
 
-    A machine that can park is saved where it does, or it would never be found again.
+    A machine that can park is saved where it does, or it would never be found again. One that declares `machine_start` and
+    no state is saved once, before its first state: what takes it up begins it anew, with the same input.
     """
     declared = data.get("persistence", {})
     wanted = set(declared.get("checkpoint_on", COMMITTED)) if declared.get("enabled", True) else set()
-    if wanted & {"machine_start", "execute", "state_exit"}:
+    if wanted & {"execute", "state_exit"}:
         wanted.add("state_enter")
+    if "state_enter" in wanted:
+        wanted.discard("machine_start")
     if wanted and any("wait_for" in state for state in data["states"].values()):
         wanted.add("waiting")
-    return frozenset(wanted & set(COMMITTED))
+    return frozenset(wanted & _SAVED)

@@ -189,6 +189,94 @@ async def test_a_short_silence_changes_nothing(crew):
     assert decision["note"] == "the store had not answered for 0 s"
 
 
+async def test_what_takes_longer_than_a_measurement_is_good_for_is_given_up(crew, monkeypatch):
+    """A message that would go out a minute later is not sent, and nothing waits for the store for ever."""
+    context = crew.context(interval=0.01, stale_after=0.05)
+    await crew.push(3)
+    await actions.decide(await actions.observe(context, crew.fleet), crew.fleet)
+
+    async def hangs(*args):
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as away:
+        away.setattr(crew.store.driver, "send", hangs)
+        with pytest.raises(StoreUnavailable, match=r"has not answered for 0\.05 s"):
+            await actions.send(context, crew.fleet)
+    assert await crew.sent() == []
+
+
+async def test_spot_workers_that_nobody_has_are_said_to_be_none(crew):
+    await crew.push(3)
+    decision = await crew.round(crew.context(prefer_spot=True))
+    assert (decision["outcome"], decision["capacity"]) == ("up", "spot")
+    assert decision["note"].startswith("there are no spot workers here")
+    crew.fleet.capabilities = frozenset({"spot"})
+    assert "note" not in await crew.round(crew.context(prefer_spot=True))
+
+
+async def test_it_ends_where_another_process_runs_it_by_now(crew):
+    context = crew.context() | {"machine_id": "p.autoscaler"}
+    other = crew.kit.other("other")
+    await other.store.lock.acquire("p.autoscaler2")
+    await actions.observe(context, crew.fleet)
+    assert not context["closed"]
+    await other.store.lock.acquire("p.autoscaler")
+    await actions.observe(context, crew.fleet)
+    assert context["closed"]
+
+
+async def test_a_batch_ends_it_when_nothing_is_left_where_its_process_hosts_the_fleet(crew):
+    context = crew.context(interval=60, stale_after=200)
+    await actions.observe(context, crew.fleet)
+    assert not context["closed"]  # it hosts nothing
+    await crew.store.lock.acquire(f"host/p/{crew.store.owner}")
+    await crew.push(1)
+    await actions.observe(context, crew.fleet)
+    assert not context["closed"]
+    resting = asyncio.create_task(actions.rest(context, crew.fleet))
+    await crew.pool.claim("w")
+    (item,) = [item async for item in crew.pool.items()]
+    await crew.pool.complete(item.id, None, token=item.token)
+    await asyncio.wait_for(resting, SOON)
+    await actions.observe(context, crew.fleet)
+    assert context["closed"]
+    crew.fleet.served = True
+    await actions.observe(context, crew.fleet)
+    assert not context["closed"]
+
+
+async def test_a_rerun_after_a_crash_decides_by_its_own_policy(crew):
+    """What was saved at the start of the one before is for who takes that up, and for nobody who starts one."""
+
+    async def started(kit, **policy):
+        machine = kit.machine(bundle.load("package:flatfleet/autoscaler.yml"), "p.autoscaler")
+        inputs = crew.context(**policy) | {"machine_id": "p.autoscaler"}
+        running = asyncio.create_task(kit.engine.run_named(machine, inputs))
+        before = len(await crew.decisions())
+
+        async def decided():
+            return (await crew.decisions())[before:]
+
+        found = await until(decided)
+        running.cancel()
+        await asyncio.wait([running])
+        return found[0]
+
+    await crew.push(9)
+    assert (await started(crew.kit, max=2))["desired"] == 2
+    assert (await crew.store.driver.load_snapshot("p.autoscaler")).event == "machine_start"
+    again = crew.kit.other("again")
+    assert (await started(again, max=3))["desired"] == 3
+    task = again.engine.resume("p.autoscaler", unparked=True)  # as a dispatcher does
+
+    async def decided():
+        return [each["desired"] for each in await crew.decisions()].count(3) > 1
+
+    await until(decided)
+    again.fleet.drain()
+    assert await asyncio.wait_for(task, SOON) == "ended"
+
+
 async def test_an_error_while_deciding_does_not_end_the_machine(crew, monkeypatch):
     failures = iter([StoreUnavailable("locked"), ValueError("a bug")])
 
@@ -316,7 +404,7 @@ async def test_a_fleet_goes_up_and_to_zero_and_back_by_itself(crew):
         assert (await crew.pool.counts()).left == 0
     assert all(row.token == 1 for row in [item async for item in crew.pool.items()])
     found = await crew.decisions()
-    assert {each["outcome"] for each in found} == {"up", "down", "hold"}
+    assert {"up", "down"} <= {each["outcome"] for each in found} <= {"up", "down", "hold"}
     again = list(log.again(enumerate(found), settings({**POLICY, "max": 3})))
     assert [difference for _, difference in again if difference] == []
 

@@ -11,7 +11,10 @@ import pytest
 from flatfleet import run
 from flatfleet.commands import exits
 from flatfleet.runtime.charts import chart, wide
+from flatfleet.runtime.policies import slo
+from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.queueing import Queue, workers_for
+from flatfleet.runtime.policies.settings import settings
 
 ROOT = Path(__file__).parents[1]
 SEED = ["--arrival", "100", "--service", "120", "--dispatch", "0.005", "--workers", "1..8"]
@@ -55,6 +58,33 @@ def test_too_few_workers_and_the_fewest_for_an_slo(capsys: pytest.CaptureFixture
     assert "ρ ≥ 1 with fewer than 6 workers: the queue grows without end" in out
     assert "P(wait ≤ 100ms) ≥ 95% needs at least 7 workers, which reach 99.4" in out
     assert workers_for(100, 20, 0.1, 0.95) == 7
+
+
+def test_the_dispatch_delay_is_part_of_what_an_slo_allows_as_in_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [
+        "--arrival",
+        "100",
+        "--service-time",
+        "50ms",
+        "--workers",
+        "6..9",
+        "--slo",
+        "100ms@95%",
+        "--dispatch",
+        "95ms",
+    ]
+    code, out, _ = capacity(capsys, *argv)
+    assert code == 0
+    assert "P(d + wait ≤ 100ms) ≥ 95% needs at least 10 workers" in out
+    about = json.loads(capacity(capsys, *argv, "--json")[1])
+    assert about["slo"]["reached"] == pytest.approx(Queue(100, 20, 10, 0.095).level(0.005))
+    assert [row["service_level"] for row in about["rows"]] == pytest.approx(
+        [Queue(100, 20, n, 0.095).level(0.005) for n in (6, 7, 8, 9)]
+    )
+    seen = Observation(at=0.0, workers=1, waiting=0, claimed=0, expired=0, target=1, dispatch=0.095)
+    policy = slo.sized("slo", seen, settings({"mode": "slo", "slo": "100ms@95%"}), slo.Load(100, 0.05, 1, 1), {})
+    assert policy.desired == about["slo"]["workers"] == 10
+    assert capacity(capsys, *argv[:-1], "100ms")[0] == 0
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +173,7 @@ GOOD = {"--arrival": "100", "--service": "120", "--workers": "1..8"}
         ({"--slo": "0.1s@95"}, ["0.1s@95%"]),
         ({"--slo": "0.1s@100%"}, ["less than 100%"]),
         ({"--slo": "soon@95%"}, ["'soon'", "no number of seconds"]),
+        ({"--slo": "100ms@95%", "--dispatch": "101ms"}, ["--dispatch alone takes 101ms", "no number of workers"]),
         ({"--dispatch": "-1"}, ["--dispatch", "no number of seconds"]),
         ({"--dispatch": "ms"}, ["--dispatch", "'ms'"]),
         ({"--arrival-cv2": "-1"}, ["--arrival-cv2", "variance ÷ mean²"]),

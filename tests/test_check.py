@@ -113,3 +113,46 @@ def test_json() -> None:
     assert good == {"path": "good.yml", "ok": True, "problems": []}
     assert (bad["path"], bad["ok"]) == ("bad.yml", False)
     assert bad["problems"][0].startswith("bad.yml:5:53: ")
+
+
+POLICY = """mode: target
+max: 5
+schedule:
+  - {cron: "0 8 * * *", duration: 1h, min: 2}
+"""
+
+
+def test_a_file_of_settings_is_a_policy() -> None:
+    write("mine.yml", POLICY)
+    write("other.yml", "services: {db: {image: x}}\nmode: 5\nversion: 3\n")
+    assert check("mine.yml", "other.yml") == (0, ["ok   mine.yml (policy)", "ok   other.yml (syntax only)"])
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "column", "text", "hint"),
+    [
+        ("mode: target", "mode: targte", 1, 7, "settings.fleet.mode must be one of", "Did you mean 'target'?"),
+        ("max: 5", "maxx: 5", 2, 1, "unknown key 'maxx' in settings.fleet", "Did you mean 'max'?"),
+        ("max: 5", "max: 0.5", 2, 6, "settings.fleet.max must be", "got 0.5"),
+        ("max: 5", "min: 9\nmax: 5", 2, 6, "settings.fleet.min", "max"),
+        ('"0 8 * * *"', '"0 8 * *"', 4, 12, "settings.fleet.schedule[0].cron", "fields"),
+    ],
+)
+def test_the_settings_of_a_fleet_are_checked_where_they_stand(
+    right: str, wrong: str, line: int, column: int, text: str, hint: str
+) -> None:
+    faulty = POLICY.replace(right, wrong)
+    write("mine.yml", faulty)
+    indented = "".join(f"      {each}\n" for each in faulty.splitlines())
+    write("machine.yml", GOOD.replace("data:\n", f"data:\n  settings:\n    fleet:\n{indented}"))
+    for name, down, right_of in (("mine.yml", 0, 0), ("machine.yml", 5, 6)):
+        code, lines = check(name)
+        assert (code, len(lines)) == (2, 2)
+        assert lines[0].startswith(f"{name}:{line + down}:{column + right_of}: {text}")
+        assert hint in lines[0]
+
+
+def test_the_policies_that_are_shipped() -> None:
+    code, lines = check(str(Path(__file__).parents[1] / "examples/policies"))
+    assert code == 0
+    assert {line.rpartition(" ")[2] for line in lines} == {"(policy)"}

@@ -35,7 +35,7 @@ def test_of_a_new_pool_nothing_is_known_but_that_there_is_no_demand():
     assert o.oldest_wait == 0.0
     for name in ("arrival_rate", "arrival_cv2", "service_mean", "service_cv2", "startup", "wait_mean", "wait_p50"):
         assert getattr(o, name) is None, name
-    for name in ("wait_p95", "response", "throughput", "utilisation", "idle", "errors_429"):
+    for name in ("wait_p95", "response", "throughput", "utilisation", "idle", "provider_faults"):
         assert getattr(o, name) is None, name
 
 
@@ -45,7 +45,7 @@ def test_rates_are_over_the_whole_window_and_what_is_older_does_not_count():
     o = seen(old, new, last_arrival=AT - 5, last_end=AT - 5)
     assert o.arrival_rate == 3 / 60
     assert o.throughput == 1 / 60
-    assert o.errors_429 == 1 / 60
+    assert o.provider_faults == 1 / 60
     assert o.service_mean == 3.0
     assert o.service_cv2 == pytest.approx(1 / 9)
     assert o.response == 4.0
@@ -54,7 +54,7 @@ def test_rates_are_over_the_whole_window_and_what_is_older_does_not_count():
 
 def test_a_quiet_window_has_rates_of_zero():
     o = seen(last_arrival=AT - 500, last_end=AT - 400)
-    assert (o.arrival_rate, o.throughput, o.errors_429, o.idle) == (0.0, 0.0, 0.0, 400.0)
+    assert (o.arrival_rate, o.throughput, o.provider_faults, o.idle) == (0.0, 0.0, 0.0, 400.0)
     assert (o.service_mean, o.wait_mean) == (None, None)
 
 

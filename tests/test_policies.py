@@ -537,8 +537,8 @@ def queue(**seen):
 
 
 def test_a_scale_up_that_brought_no_throughput_is_undone_and_explained():
-    refused = {"errors_429": 3.0}
-    rows = [(0, queue(throughput=5.0, errors_429=0.0), 16), (10, queue(throughput=5.0, starting=12), 16),
+    refused = {"provider_faults": 3.0}
+    rows = [(0, queue(throughput=5.0, provider_faults=0.0), 16), (10, queue(throughput=5.0, starting=12), 16),
             (30, queue(throughput=5.0), 16),
             (90, queue(throughput=5.1, **refused), 16), (91, queue(throughput=5.1, **refused), 4, "effect"),
             (200, queue(throughput=5.0), 4, "effect"), (390, queue(throughput=5.0), 4, "effect")]  # fmt: skip
@@ -546,7 +546,7 @@ def test_a_scale_up_that_brought_no_throughput_is_undone_and_explained():
     assert decision.counterfactual.startswith(
         "would be 16 but for 4 → 16 workers changed the throughput from 5/s to 5.1/s"
     )
-    assert "3/s refused as too many requests" in decision.reason
+    assert "3/s ended by the provider's fault (429, 5xx or no answer)" in decision.reason
     again = [(391, queue(throughput=5.0), 16), (400, queue(throughput=5.0), 16), (461, queue(throughput=5.0, **refused), 4),
              (1060, queue(throughput=5.0), 4), (1061, queue(throughput=5.0), 16)]  # fmt: skip
     timeline(LIMITED, again, state=state)  # tried again after 300 s, then after twice as long

@@ -62,7 +62,7 @@ def moments(draw):
         "throughput": draw(SOME),
         "startup": draw(st.none() | st.floats(0, 1e3)),
         "wait_mean": draw(SOME),
-        "errors_429": draw(SOME),
+        "provider_faults": draw(SOME),
     }
 
 

@@ -384,6 +384,44 @@ async def test_a_reaper_that_was_killed_before_it_told_the_scaler_is_made_good_b
     assert len(await crew.store.signals.peek(CHANNEL)) == 1
 
 
+async def test_a_reaper_outlives_a_store_that_does_not_answer(any_kit, crew, load, monkeypatch):
+    await crew.record.set_target(1)
+    await crew.register("a", owner=DEAD)
+    failures = {"owners": 2, "target": 1}
+
+    def failing(name, real):
+        async def call(*args):
+            if failures[name]:
+                failures[name] -= 1
+                raise StoreUnavailable("no answer")
+            return await real(*args)
+
+        return call
+
+    for name in failures:
+        monkeypatch.setattr(any_kit.store.driver, name, failing(name, getattr(any_kit.store.driver, name)))
+    monkeypatch.setattr(actions, "LOOK_EVERY", 0)
+    reaper = asyncio.create_task(any_kit.machine(load("reaper")).run({"interval": 0.01}))
+
+    async def told():
+        return await crew.store.signals.peek(CHANNEL)
+
+    await until(told)
+    assert failures == {"owners": 0, "target": 0}
+    assert not reaper.done()
+    reaper.cancel()
+    await asyncio.wait([reaper])
+
+
+async def test_one_round_of_a_reaper_says_that_the_store_does_not_answer(any_kit, load, monkeypatch):
+    async def owners():
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(any_kit.store.driver, "owners", owners)
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        await any_kit.machine(load("reaper")).run({})
+
+
 async def test_a_reaper_on_an_interval_looks_again(any_kit, crew, load):
     await crew.record.set_target(1)
     reaper = asyncio.create_task(any_kit.machine(load("reaper")).run({"interval": 0.01}))

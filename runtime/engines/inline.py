@@ -17,7 +17,7 @@ from flatfleet.runtime.engines.making import Bundles, check_hooks, peer, under
 from flatfleet.runtime.errors import MachineError, StoreError
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.machine import Machine
-from flatfleet.runtime.stores.records import WAITING, WOKEN, SnapshotRow
+from flatfleet.runtime.stores.records import CUT_OFF, WAITING, WOKEN, SnapshotRow
 from flatmachines.actions import MachineInvoker
 from flatmachines.backends import make_uri
 
@@ -69,7 +69,7 @@ class InlineEngine(MachineInvoker):
         if execution_id in self._tasks:
             return None
         self._resumed.add(execution_id)
-        events = (WAITING, WOKEN, "state_enter") if unparked else (WAITING, WOKEN)
+        events = (WAITING, WOKEN, *CUT_OFF) if unparked else (WAITING, WOKEN)
         return self._start(execution_id, self._take_up(execution_id, events))
 
     async def run_named(self, machine: Machine, input_data: Mapping[str, Any]) -> Any:
@@ -143,9 +143,13 @@ class InlineEngine(MachineInvoker):
             return "failed"
 
     async def _run_named(self, machine: Machine, input_data: Mapping[str, Any], held: Hold) -> Any:
-        """Run a machine that may have run before under its name: what was interrupted comes first."""
+        """Run a machine that may have run before under its name: what was interrupted comes first.
+
+        Of a machine that is saved at its start alone nothing is: it begins anew, with the new input.
+        """
         row = await self._store.driver.load_snapshot(machine.execution_id)
-        if row is not None and row.event not in ("waiting", "machine_end"):
+        begun = "machine_start" not in machine.checkpoint_events
+        if begun and row is not None and row.event not in ("waiting", "machine_end"):
             try:
                 output = await under(held, await self._rebuilt(row)).execute(resume_from=row.execution_id)
             except Exception as error:

@@ -47,7 +47,11 @@ def judge(memory: dict[str, Any], o: Observation, s: Settings, current: int) -> 
         return
     tries = effect.get("tries", 0) + 1
     pause = min(LONGEST, PAUSE * 2 ** (tries - 1))
-    errors = f", with {o.errors_429:.3g}/s refused as too many requests" if o.errors_429 else ""
+    errors = (
+        f", with {o.provider_faults:.3g}/s ended by the provider's fault (429, 5xx or no answer)"
+        if o.provider_faults
+        else ""
+    )
     why = f"{trial['from']} → {trial['to']} workers changed the throughput from {before:.3g}/s to {after:.3g}/s{errors}"
     effect.update(level=trial["from"], until=at + pause, tries=min(tries, 10), why=why)
 
@@ -64,10 +68,10 @@ def _in_vain(trial: dict[str, Any], o: Observation, s: Settings) -> bool:
     """Less than a quarter of the expected gain, and a shortfall that noise does not explain.
 
     A count over a window has a variance of about its mean, times the squared variation of the service times. One standard
-    deviation is enough where the provider refuses requests.
+    deviation is enough where the provider refuses or fails.
     """
     before, after = float(trial["throughput"]), o.throughput or 0.0
     expected = before * trial["to"] / trial["from"]
     noise = math.sqrt((before + after) / max(s.metrics_window, 1e-3) * max(1.0, o.service_cv2 or 1.0))
-    sigmas = 1.0 if o.errors_429 else _SIGMAS
+    sigmas = 1.0 if o.provider_faults else _SIGMAS
     return after - before < EXPECTED * (expected - before) and expected - after > sigmas * noise

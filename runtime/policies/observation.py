@@ -50,8 +50,8 @@ class Observation:
     """Busy parallelism / live parallelism, 0 to 1."""
     idle: float | None = None
     """Since the last demand."""
-    errors_429: float | None = None
-    """Answers of a provider that said: too many requests."""
+    provider_faults: float | None = None
+    """Attempts that ended by a provider's fault: too many requests, an error of its own, no answer in time. Per second."""
     measured: float | None = None
     """When the demand was measured; None where it was not."""
     cost_per_hour: float | None = None

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from flatfleet.runtime import fleet_settings
-from flatfleet.runtime.errors import UsageError, did_you_mean
+from flatfleet.runtime.errors import UsageError
 from flatfleet.runtime.policies.settings import PRESETS, Settings
 from flatfleet.runtime.replay.baselines import MOST, Fixed, Hpa, SeasonalNaive
 from flatfleet.runtime.replay.candidates import Production
@@ -44,42 +42,9 @@ def choose(text: str, startup: float, interval: float | None = None, price: floa
         if kind == "hpa":
             return Choice(f"hpa:{value:g}", None, lambda: Hpa(value, price=price))
         return Choice(f"seasonal:{value:g}", None, lambda: SeasonalNaive(value, startup, price))
-    if text in PRESETS:
-        name, settings = text, fleet_settings.validate({"preset": text})
-    else:
-        name, settings = Path(text).stem, _of_file(Path(text))
+    name = text if text in PRESETS else Path(text).stem
+    settings = fleet_settings.validate(fleet_settings.load(text, BASELINES))
     return Choice(name, settings, lambda: Production(name, settings, interval, price))
-
-
-def _of_file(path: Path) -> Settings:
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        hint = did_you_mean(str(path), [*PRESETS, *BASELINES]) if path.suffix == "" else ""
-        raise UsageError(f"no policy '{path}': no such file, and no preset or baseline{hint}") from None
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    where = fleet_settings.WHERE
-    if isinstance(data, dict) and ("spec" in data or "data" in data):
-        data = _inside(data, path)
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: {where} must be a mapping such as {{mode: target, max: 20}}, got {str(data)[:80]}")
-    faults = fleet_settings.faults(data, where)
-    if faults:
-        raise UsageError("\n".join(f"{path}: {fault}" for fault in faults))
-    return fleet_settings.validate(data)
-
-
-def _inside(data: dict[str, Any], path: Path) -> Any:
-    """`data.settings.fleet` of a machine."""
-    value: Any = data
-    for name in ("data", "settings", "fleet"):
-        value = value.get(name) if isinstance(value, dict) else None
-    if value is None:
-        raise UsageError(f"{path} is a machine without settings.fleet, so there is no policy in it")
-    return value
 
 
 def _number(text: str, number: str, whole: bool = False) -> float:

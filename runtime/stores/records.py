@@ -46,6 +46,8 @@ DELIVERED = 1000
 WAITING, WOKEN = "waiting", "woken"
 """The events of the snapshots of those who wait on a channel: parked there, or between the message that woke them and
 their next park or their end."""
+CUT_OFF = ("machine_start", "state_enter")
+"""The events of the snapshots of those who have not parked since they were begun."""
 WAITING_STOCK = "waiting (stock)"
 """The event of a parked machine of the SDK's own class: whoever runs it takes its messages from the channel."""
 
