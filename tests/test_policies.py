@@ -155,7 +155,10 @@ def test_slo_is_the_fewest_workers_of_the_model():
         ({"waiting": 60, "startup": 0.0}, 22),  # (λ + 60/10) · 2 s
         ({"waiting": 60, "startup": 10.0, "workers": 16}, 16),  # 16 have 30 of them done when a new worker comes: 3/s
         ({"waiting": 60, "startup": 10.0, "workers": 16, "starting": 16}, 24),  # they begin on the way there
-        ({"waiting": 20, "startup": 10.0, "workers": 16}, None),  # gone by then
+        ({"waiting": 20, "startup": 10.0, "workers": 16}, 12),  # gone by then, and (λ + 20/20) · 2 s are enough for it
+        ({"waiting": 9, "startup": 10.0, "workers": 16}, None),  # as many as there are in steady state
+        ({"waiting": 20, "startup": 10.0, "workers": 12}, 12),  # 10 of them left for 10 s
+        ({"waiting": 20, "startup": 10.0, "workers": 11}, 13),  # one fewer leaves 15
     ],
 )
 def test_slo_works_off_a_queue_within_its_time(seen, desired):
