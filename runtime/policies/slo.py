@@ -44,6 +44,8 @@ def want(o: Observation, s: Settings, state: dict[str, Any]) -> Want:
     if o.demand is None:
         return Want("slo", None, "the demand is not known")
     load = measured(o, s, state)
+    if load is None and (blind := _blind(o, s, state)) is not None:
+        return blind
     if load is None:
         what = "arrival rate" if o.service_mean else "service time"
         if o.queued and o.queued > s.queue_depth:
@@ -73,6 +75,23 @@ def measured(o: Observation, s: Settings, state: dict[str, Any]) -> Load | None:
         return None
     found = [state.get(name, {}).get("value") for name in ("arrival", "service", "arrival_cv2", "service_cv2")]
     return Load(found[0], found[1], 1.0 if found[2] is None else found[2], 1.0 if found[3] is None else found[3])
+
+
+def _blind(o: Observation, s: Settings, state: dict[str, Any]) -> Want | None:
+    """What is wanted while no item has ended yet: none takes less than the first has taken so far.
+
+    No more than there is work for now. None while that says nothing, so that the caller has to.
+    """
+    if "arrival" not in state or not o.claimed or o.service_mean:
+        state.pop("claimed_at", None)
+        return None
+    passed = o.at - state.setdefault("claimed_at", o.at)
+    if passed <= 0:
+        return None
+    made = sized("slo", o, s, Load(state["arrival"]["value"], passed, 1.0, 1.0), {})
+    most = o.claimed + (o.queued or 0)
+    wanted = max(o.target, min(made.desired or 0.0, most))
+    return Want("slo", wanted, f"nothing is done after {passed:.3g} s: {made.reason}", made.seen)
 
 
 def _served(o: Observation, state: dict[str, Any], window: float) -> float | None:
