@@ -16,6 +16,7 @@ from typing import Any
 
 from flatfleet.benchmarks import policy_report, report
 from flatfleet.benchmarks.harness import ROOT
+from flatfleet.benchmarks.policy_checks import CHECKS, POLICIES
 from flatfleet.benchmarks.policy_sweeps import FAMILIES, LOADS, Point, run
 
 PLACE = "FLATFLEET_TRACES"
@@ -30,13 +31,14 @@ def main(argv: Sequence[str]) -> int:
     for path in options.from_:
         _merge(found, _read(path))
     if not options.from_:
-        loads = [each for each in LOADS if not options.only or each.name in options.only]
+        loads = [each for each in (*LOADS, *CHECKS) if not options.only or each.name in options.only]
         families = [each for each in FAMILIES if not options.policies or each.name in options.policies]
+        least = [each for each in families if each.name in POLICIES]
         folder = options.traces or os.environ.get(PLACE)
         if not folder:
             sys.exit(f"where are the traces? Name their folder with --traces or {PLACE}: see docs/policies.md")
-        for name, result in run(loads, families, Path(folder), lambda line: print(line, file=sys.stderr, flush=True)):  # noqa: T201
-            found[name] = result
+        for load in loads:
+            found[load.name] = run(load, least if load in CHECKS else families, Path(folder), _say)
             if options.output:
                 options.output.write_text(json.dumps(found) + "\n", encoding="utf-8")
     page = policy_report.markdown(found, COMMAND)
@@ -50,6 +52,10 @@ def main(argv: Sequence[str]) -> int:
                 drawn = policy_report.picture(load, found[load.name]["sweeps"])
                 (images / f"policies-{load.name}.svg").write_text(drawn, encoding="utf-8")
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -71,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
     names = ", ".join(each.file for each in LOADS)
     parser.add_argument("--traces", metavar="FOLDER", help=f"where {names} are (default: ${PLACE})")
-    parser.add_argument("--only", nargs="+", choices=[each.name for each in LOADS], metavar="TRACE", help="these alone")
+    parser.add_argument(
+        "--only", nargs="+", choices=[each.name for each in (*LOADS, *CHECKS)], metavar="TRACE", help="these alone"
+    )
     parser.add_argument(
         "--policies", nargs="+", choices=[each.name for each in FAMILIES], metavar="POLICY", help="these alone"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flatfleet.benchmarks.policy_checks import CHECKS
 from flatfleet.benchmarks.policy_sweeps import FAMILIES, LEVELS, LOADS, Load, Point, at_level
 from flatfleet.runtime.charts import chart
 
@@ -21,8 +22,10 @@ Found = Mapping[str, Mapping[str, Any]]
 
 
 def markdown(found: Found, command: str) -> str:
-    """All tables: the goals first, then one a trace and level, then the sweeps themselves."""
-    parts = [f"Made by `{command}`.", *_goals(found)]
+    """All tables: the goals first, then the checks, then one a trace and level, then the sweeps themselves."""
+    parts = [f"Made by `{command}`.", *_goals(found, _loads(found))]
+    if checks := [load for load in CHECKS if load.name in found]:
+        parts += ["", "### Not tuned for", *_goals(found, checks)]
     for load in _loads(found):
         parts += ["", f"### {load.name}: {load.about}", "", _about(load, found[load.name]["bounds"])]
         for level in LEVELS:
@@ -35,10 +38,16 @@ def markdown(found: Found, command: str) -> str:
 
 
 def picture(load: Load, sweeps: Mapping[str, Sequence[Point]]) -> str:
-    """Misses against worker-hours, a line a policy; what takes more than twice the cheapest good hours is left out."""
+    """Misses against worker-hours, a line a policy. What takes more than twice the cheapest good hours is left out, and so
+    is a setting to which the policy has another that costs less and misses less.
+    """
     least = min(point.hours for points in sweeps.values() for point in points if point.slo >= LEVELS[0])
     lines = {
-        name: {each.hours: 100 * (1 - each.slo) for each in points if 1 - each.slo <= _MOST and each.hours <= 2 * least}
+        name: {
+            each.hours: 100 * (1 - each.slo)
+            for each in _front(points)
+            if 1 - each.slo <= _MOST and each.hours <= 2 * least
+        }
         for name, points in sweeps.items()
     }
     return chart(
@@ -48,6 +57,15 @@ def picture(load: Load, sweeps: Mapping[str, Sequence[Point]]) -> str:
         log_y=True,
         end=lambda value: f"{value:.2g}%",
     )
+
+
+def _front(points: Sequence[Point]) -> list[Point]:
+    """The points, by their hours, that no other one beats."""
+    kept: list[Point] = []
+    for each in sorted(points, key=lambda point: (point.hours, -point.slo)):
+        if not kept or each.slo > kept[-1].slo:
+            kept.append(each)
+    return kept
 
 
 def _loads(found: Found) -> list[Load]:
@@ -62,20 +80,22 @@ def _about(load: Load, bounds: Mapping[str, Any]) -> str:
     )
 
 
-def _goals(found: Found) -> Iterator[str]:
+def _goals(found: Found, loads: Sequence[Load]) -> Iterator[str]:
     rows = []
-    for load in _loads(found):
+    for load in loads:
         for level in LEVELS:
-            theirs, ours = (_at(found[load.name]["sweeps"], name, level) for name in (REFERENCE, OURS))
+            sweeps = found[load.name]["sweeps"]
+            theirs, ours = (_at(sweeps, name, level) for name in (REFERENCE, OURS))
             if theirs is None or ours is None:
                 who = " nor ".join(n for n, each in ((REFERENCE, theirs), (OURS, ours)) if each is None)
-                best = _best(found[load.name]["sweeps"])
-                rows.append([load.name, f"{level:.0%}", f"no {who} comes to it exactly; {best}", "", "", ""])
+                ends = "; ".join(_nearest(name, sweeps.get(name, ()), level) for name in (REFERENCE, OURS))
+                rows.append([load.name, f"{level:.0%}", f"no {who} comes to it exactly; {ends}", "", "", ""])
                 continue
             hours, flaps = ours.hours / theirs.hours, ours.flaps / theirs.flaps
+            most = HOURS[load.name.partition(",")[0]]
             rows.append([
                 load.name, f"{level:.0%}", f"{_number(theirs.hours)} → {_number(ours.hours)} ({hours - 1:+.1%})",
-                _verdict(hours, HOURS[load.name]), f"{theirs.flaps:,.0f} → {ours.flaps:,.0f} ({flaps:.0%})",
+                _verdict(hours, most), f"{theirs.flaps:,.0f} → {ours.flaps:,.0f} ({flaps:.0%})",
                 _verdict(flaps, FLAPS),
             ])  # fmt: skip
     yield ""
@@ -86,13 +106,13 @@ def _goals(found: Found) -> Iterator[str]:
     )
 
 
-def _best(sweeps: Mapping[str, Sequence[Point]]) -> str:
-    ends = []
-    for name in (REFERENCE, OURS):
-        most = max(sweeps.get(name, ()), key=lambda each: each.slo, default=None)
-        if most:
-            ends.append(f"{name} at most {most.slo:.2%} ({_number(most.hours)} h, {most.flaps:,.0f})")
-    return "; ".join(ends)
+def _nearest(name: str, points: Sequence[Point], level: float) -> str:
+    """What a policy comes to at a level, or at the end of its sweep that is nearest to it."""
+    found = at_level(points, level) or min(points, key=lambda each: abs(each.slo - level), default=None)
+    if found is None:
+        return f"{name} was not measured"
+    side = "at" if found.slo == level else "at most" if found.slo < level else "at least"
+    return f"{name} {side} {found.slo:.2%} ({_number(found.hours)} h, {found.flaps:,.0f})"
 
 
 def _verdict(ratio: float, goal: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +40,9 @@ class Load(NamedTuple):
     scale: float
     wait: float
     phases: int
+    startup: float = STARTUP
+    initial: int | None = None
+    """Workers at the beginning; None: as the candidate says."""
 
 
 _TOKENS = "0.5 + 0.02*output_tokens"
@@ -126,8 +129,11 @@ def measure(load: Load, trace: Trace, make: Callable[[], Candidate], knob: float
     interval = make().interval
     rows = []
     for phase in range(load.phases if interval else 1):
-        conditions = Conditions(STARTUP, seed=SEED, phase=(interval or 0.0) * phase / load.phases)
-        run = simulate(trace.requests(), make(), conditions, trace.start, trace.end)
+        conditions = Conditions(load.startup, seed=SEED, phase=(interval or 0.0) * phase / load.phases)
+        candidate = make()
+        if interval and load.initial is not None:
+            candidate.initial = load.initial
+        run = simulate(trace.requests(), candidate, conditions, trace.start, trace.end)
         rows.append(results.summarise("", run, Slo(load.wait, LEVELS[0])))
     names = ("slo", "worker_hours", "flaps", "wait_mean", "wait_p95")
     return Point(knob, *(fmean(getattr(row, name) for row in rows) for name in names))
@@ -189,7 +195,7 @@ def busiest(trace: Trace) -> int:
 def bounds(load: Load, trace: Trace) -> dict[str, Any]:
     """What needs no knob: the trace itself, the floor, the clairvoyant schedule, fixed fleets of the mean and the peak."""
     length = trace.end - trace.start
-    best = results.summarise("", clairvoyant(trace, load.wait, STARTUP), Slo(load.wait, LEVELS[0]))
+    best = results.summarise("", clairvoyant(trace, load.wait, load.startup), Slo(load.wait, LEVELS[0]))
     mean, peak = max(1, math.ceil(trace.work / length)), busiest(trace)
     rows = [Point(0, best.slo, best.worker_hours, best.flaps, best.wait_mean, best.wait_p95)]
     rows += [measure(load, trace, lambda n=n: Fixed(n), n) for n in (mean, peak)]  # type: ignore[misc]
@@ -197,15 +203,12 @@ def bounds(load: Load, trace: Trace) -> dict[str, Any]:
     return about | dict(zip(("clairvoyant", "mean", "peak"), rows, strict=True))
 
 
-def run(loads: Iterable[Load], families: Sequence[Family], folder: Path, say: Callable[[str], None]) -> Iterator[
-    tuple[str, dict[str, Any]]
-]:  # fmt: skip
-    """Measure all of it: {bounds, sweeps: {policy: points}} of each load."""
-    for load in loads:
-        trace = read(load, folder)
-        found: dict[str, Any] = {"bounds": bounds(load, trace), "sweeps": {}}
-        for family in families:
-            if not family.only or load.name in family.only:
-                say(f"{load.name}: {family.name}")
-                found["sweeps"][family.name] = sweep(family, load, trace)
-        yield load.name, found
+def run(load: Load, families: Sequence[Family], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure a trace: {bounds, sweeps: {policy: points}}."""
+    trace = read(load, folder)
+    found: dict[str, Any] = {"bounds": bounds(load, trace), "sweeps": {}}
+    for family in families:
+        if not family.only or load.name in family.only:
+            say(f"{load.name}: {family.name}")
+            found["sweeps"][family.name] = sweep(family, load, trace)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 import random
@@ -155,7 +156,10 @@ def test_slo_is_the_fewest_workers_of_the_model():
         ({"waiting": 60, "startup": 0.0}, 22),  # (λ + 60/10) · 2 s
         ({"waiting": 60, "startup": 10.0, "workers": 16}, 16),  # 16 have 30 of them done when a new worker comes: 3/s
         ({"waiting": 60, "startup": 10.0, "workers": 16, "starting": 16}, 24),  # they begin on the way there
-        ({"waiting": 20, "startup": 10.0, "workers": 16}, None),  # gone by then
+        ({"waiting": 20, "startup": 10.0, "workers": 16}, 12),  # gone by then, and (λ + 20/20) · 2 s are enough for it
+        ({"waiting": 9, "startup": 10.0, "workers": 16}, None),  # as many as there are in steady state
+        ({"waiting": 20, "startup": 10.0, "workers": 12}, 12),  # 10 of them left for 10 s
+        ({"waiting": 20, "startup": 10.0, "workers": 11}, 13),  # one fewer leaves 15
     ],
 )
 def test_slo_works_off_a_queue_within_its_time(seen, desired):
@@ -186,6 +190,37 @@ def test_slo_without_measurements_is_careful():
     assert want("slo", {"slo": "5s@95%"}, arrival_rate=0.0, service_mean=1.0).desired == 0
     huge = want("slo", {"slo": "5s@95%"}, waiting=10**9, arrival_rate=1e9, service_mean=1e9, arrival_cv2=1e9)
     assert math.isfinite(huge.desired)
+
+
+def test_slo_takes_no_item_for_shorter_than_the_first_has_taken():
+    """Nothing has ended yet: the time in hand sizes the fleet, up to the work that there is, and takes nobody away."""
+    state, wish = {}, {"slo": "30s@95%", "max": 99}
+    seen = {"target": 1, "claimed": 1, "arrival_rate": 0.5}
+    assert want("slo", wish, state, at=0, waiting=3, **seen).desired is None
+    after = want("slo", wish, state, at=20, waiting=9, **seen)
+    model = want("slo", wish, waiting=9, service_mean=20.0, **seen)
+    assert after.desired == 10 < model.desired  # 1 in hand and 9 that wait
+    assert after.reason.startswith("nothing is done after 20 s")
+    assert want("slo", wish, state, at=40, waiting=99, **seen).desired > model.desired
+    assert want("slo", wish, state, at=60, waiting=0, **seen | {"target": 7, "arrival_rate": 0.01}).desired == 7
+    assert want("slo", wish, state, at=80, waiting=0, **seen | {"claimed": 0}).desired is None
+    assert want("slo", wish, state, at=100, waiting=9, **seen).reason.endswith("one more")  # another first item
+    known = want("slo", wish, state, at=120, waiting=0, service_mean=2.0, **seen)
+    assert known.seen["service"] == 2.0
+
+
+def test_slo_lets_no_worker_go_that_it_would_want_back():
+    """The same look again, with as many workers as were wanted, wants as many again."""
+    for waiting, rate, service, startup in itertools.product(
+        [0, 1, 4, 30, 400], [0.3, 2.0], [0.2, 9.0], [0.0, 8.0, 90.0]
+    ):
+        seen = {"waiting": waiting, "arrival_rate": rate, "service_mean": service, "startup": startup}
+        for present in range(0, 90, 3):
+            count = present
+            for _ in range(2):
+                count = want("slo", {"slo": "5s@95%", "max": 999}, **seen, workers=count).desired
+            again = want("slo", {"slo": "5s@95%", "max": 999}, **seen, workers=count).desired
+            assert again == count, (seen, present)
 
 
 def test_slo_holds_still_under_noise_and_follows_a_step_at_once():
@@ -250,6 +285,18 @@ def test_a_gap_leaves_no_old_season():
         forecast.seasonal(state, at, 5.0, 600, 86400)
     forecast.seasonal(state, 86400 + 43200, 5.0, 600, 86400)
     assert state["slots"].count(None) == 72
+
+
+def test_looks_that_are_further_apart_than_a_slot_leave_no_hole_in_a_season():
+    """Slots of 12.5 s, looks each 30 s: a slot without a look has the rate of the look after it."""
+    state = {}
+    for n in range(61):
+        forecast.seasonal(state, 30.0 * n, 5.0 if n < 30 else 8.0, 45, 1800)
+    assert None not in state["slots"]
+    found = [forecast.seasonal(state, 1800 + 30.0 * n, 8.0, 45, 1800)[0] for n in range(60)]
+    assert found[:28] == [5.0] * 28 and found[29:58] == [8.0] * 29
+    forecast.seasonal(state, 3600.0, None, 45, 1800)
+    assert state["slots"][141:] == [8.0, None, None]  # 3570 s was looked at, and nothing was measured from then on
 
 
 def test_the_learned_model_beats_no_change_on_a_cycle_and_does_no_harm_on_noise():

@@ -11,7 +11,7 @@ from flatfleet.runtime.policies import memory
 from flatfleet.runtime.policies.deciding import decide
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import settings
-from hypothesis import assume, given
+from hypothesis import example, given
 from hypothesis import settings as runs
 from hypothesis import strategies as st
 
@@ -174,18 +174,26 @@ def test_the_clamps_are_a_chain_from_the_want_to_the_outcome(wish, events):
         assert (decision.counterfactual is None) == (decision.bound_by is None)
 
 
-@FEW
-@given(wishes(), st.integers(0, 300), st.floats(0.1, 50), st.floats(0.1, 60))
-def test_constant_demand_comes_to_a_constant_target(wish, waiting, rate, service):
-    """After the windows, the cooldowns and a start one by one are over, nothing moves any more.
+def _free(mode, most, predictor="learned"):
+    """Settings without a window, a cooldown or a limit on a step: what a policy wants is what it gets."""
+    return {"mode": mode, "min": 0, "max": most, "slo": "5s@95%", "predictor": predictor, "season": 1800,
+            "cooldown_period": 0, "stabilization": {"up": 0, "down": 0}, "scale_up_rate": None,
+            "scale_down_rate": None, "idle_terminate": 0}  # fmt: skip
 
-    Not held for `slo` and `predictive`: without any window what they learn may still move the target to and fro.
-    """
-    assume(not {"slo", "predictive"} & set(wish["mode"]))
+
+@FEW
+@given(wishes(), st.integers(0, 300), st.floats(0.1, 50), st.floats(0.1, 60), st.sampled_from([None, 0, 5, 30, 200]))
+@example(_free(["slo"], 2), 23, 0.5, 1.0, None)
+@example(_free(["slo"], 40), 280, 0.7, 1.0, 5)
+@example(_free(["slo"], 40), 3, 2.0, 4.0, 0)
+@example(_free(["latency", "predictive"], 3, "seasonal"), 0, 1.0, 2.0, None)
+def test_constant_demand_comes_to_a_constant_target(wish, waiting, rate, service, startup):
+    """After the windows, the cooldowns and a start and a stop one by one are over, nothing moves any more."""
     s = replace(settings(wish), burst_capacity=0, flap_budget=None)
     event = {"waiting": waiting, "claimed": 3, "expired": 0, "age": 0, "after": 30, "arrival_rate": rate,
-             "arrival_cv2": 1.0, "service_mean": service, "service_cv2": 1.0, "utilisation": 0.6}  # fmt: skip
-    targets = [decision.desired for decision, _ in course(s, [event] * 250)]
+             "arrival_cv2": 1.0, "service_mean": service, "service_cv2": 1.0, "utilisation": 0.6,
+             "startup": startup}  # fmt: skip
+    targets = [decision.desired for decision, _ in course(s, [event] * 600)]
     assert len(set(targets[-60:])) == 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flatfleet.benchmarks import policies, policy_report, policy_sweeps, report
+from flatfleet.benchmarks import policies, policy_checks, policy_report, policy_sweeps, report
 from flatfleet.benchmarks.policy_sweeps import FAMILIES, LOADS, OURS, Family, Load, Point, at_level, measure, sweep
 from flatfleet.runtime import fleet_settings
 from flatfleet.runtime.replay.baselines import Fixed, Hpa
@@ -146,6 +146,13 @@ def test_tables_and_pictures_are_written_between_the_markers(
     assert policies.main(argv) == 0 and page.read_text() == text
 
 
+def test_a_picture_leaves_out_what_the_policy_itself_beats() -> None:
+    points = [point(1, 0.80, 50), point(2, 0.96, 30), point(3, 0.90, 20), point(4, 0.95, 31), point(5, 0.99, 33)]
+    assert [each.knob for each in policy_report._front(points)] == [3, 2, 5]
+    drawn = policy_report.picture(TINY, {"HPA": points, "dear": [point(1, 0.99, 70)]})
+    assert "HPA" in drawn and "dear" not in drawn
+
+
 def test_a_missed_goal_is_said(tmp_path: Path) -> None:
     slo = [point(1, 0.94, 39, 250), point(2, 0.96, 41, 250)]
     sweeps = {"HPA": [point(2, 0.94, 40, 400), point(1, 0.96, 42, 400)], "slo": slo}
@@ -155,22 +162,50 @@ def test_a_missed_goal_is_said(tmp_path: Path) -> None:
     assert "| 41.0 → 40.0 (-2.4%) | ≤ 0.85: **missed** | 400 → 250 (62%) | ≤ 0.5: **missed** |" in text
 
 
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [(0.95, "slo at 95.00% (25.0 h, 10)"), (0.5, "slo at least 90.00% (20.0 h, 10)"), (0.999, "slo at most 98.00%")],
+)
+def test_what_is_nearest_to_a_level_is_said(level: float, said: str) -> None:
+    points = [point(1, 0.9, 20), point(2, 0.94, 24), point(3, 0.96, 26), point(4, 0.98, 28)]
+    assert policy_report._nearest("slo", points, level).startswith(said)
+
+
+def test_a_check_has_a_trace_and_a_goal_of_its_own() -> None:
+    names = [each.name for each in (*LOADS, *policy_checks.CHECKS)]
+    assert len(set(names)) == len(names)
+    for each in policy_checks.CHECKS:
+        base = next(load for load in LOADS if load.name == each.name.partition(",")[0])
+        assert each.file == base.file and each._replace(name=base.name) != base
+        assert base.name in policy_report.HOURS
+
+
 def test_it_asks_for_the_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(policies.PLACE, raising=False)
     with pytest.raises(SystemExit, match="--traces"):
         policies.main([])
 
 
-def test_a_trace_is_read_and_compared_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_is_read_and_compared_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     load = TINY._replace(phases=1)
     rows = "".join(f"{at},{takes}\n" for at, takes in tiny().requests())
     (tmp_path / "tiny.csv").write_text("arrival_s,service\n" + rows)
+    check = load._replace(name="conv, warm", initial=6)
     monkeypatch.setattr(policies, "LOADS", (load,))
+    for module in (policies, policy_report):
+        monkeypatch.setattr(module, "CHECKS", (check,))
     monkeypatch.setattr(policy_sweeps, "REFINED", 1)
     monkeypatch.setenv(policies.PLACE, str(tmp_path))
     out = tmp_path / "out.json"
-    assert policies.main(["--policies", "HPA", "slo", "-o", str(out)]) == 0
-    saved = json.loads(out.read_text())["conv"]
-    assert set(saved["sweeps"]) == {"HPA", "slo"}
+    assert policies.main(["--policies", "HPA", "slo", "fixed", "-o", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("### Not tuned for") < shown.index("| conv, warm | 95%") < shown.index("### conv: ")
+    every = json.loads(out.read_text())
+    assert set(every["conv, warm"]["sweeps"]) == set(policy_checks.POLICIES)
+    assert every["conv, warm"]["sweeps"]["HPA"][0][1] > every["conv"]["sweeps"]["HPA"][0][1]  # nobody is late at first
+    saved = every["conv"]
+    assert set(saved["sweeps"]) == {"HPA", "slo", "fixed"}
     assert saved["bounds"]["peak"][1] == 1.0  # nobody waits
     assert math.isclose(saved["bounds"]["floor"], 800 * 4 / 3600)

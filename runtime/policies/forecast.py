@@ -46,9 +46,10 @@ def seasonal(
 ) -> tuple[float | None, dict[str, Any]]:
     """Seasonal naive: the mean rate of the slot of `at` + `lead` one season ago; None without one.
 
-    Source: Hyndman, Athanasopoulos, *Forecasting: Principles and Practice*, 3rd ed., 5.2.
+    Slots that passed between two looks no further apart than `lead` have the rate of the second, which is a mean over them;
+    of longer breaks nothing is known. Source: Hyndman, Athanasopoulos, *Forecasting: Principles and Practice*, 3rd ed., 5.2.
     """
-    _remember(state, at, rate, season)
+    _remember(state, at, rate, lead, season)
     value = state["slots"][_slot(at + lead, season)]
     return value, {"slot": _slot(at + lead, season)}
 
@@ -62,7 +63,7 @@ def learned(
     last season: ridge regression by recursive least squares with forgetting (Ljung, *System Identification*, 2nd ed.,
     11.2), refitted with each bucket of 60 s. It counts only while its errors are smaller than those of no change at all.
     """
-    _remember(state, at, rate, season)
+    _remember(state, at, rate, lead, season)
     ahead = min(max(1, math.ceil(lead / BUCKET)), 60)
     if rate is not None:
         _bucket(state, at, rate, now, ahead, season)
@@ -80,21 +81,27 @@ def _slot(at: float, season: float) -> int:
     return int(at % season / season * SLOTS) % SLOTS
 
 
-def _remember(state: dict[str, Any], at: float, rate: float | None, season: float) -> None:
+def _remember(state: dict[str, Any], at: float, rate: float | None, lead: float, season: float) -> None:
     if state.get("season") != season:
-        state.update(season=season, slots=[None] * SLOTS, slot=None, total=0.0, count=0)
+        state.update(season=season, slots=[None] * SLOTS, slot=None, total=0.0, count=0, at=at)
     turn = int(at / season * SLOTS)
     if state["slot"] != turn:
         last = state["slot"]
         if last is not None:
             if state["count"]:
-                state["slots"][last % SLOTS] = float(f"{state['total'] / state['count']:.5g}")
+                state["slots"][last % SLOTS] = _rounded(state["total"] / state["count"])
+            between = None if rate is None or not 0 <= at - state.get("at", -math.inf) <= lead else _rounded(rate)
             for passed in range(max(last + 1, turn - SLOTS), turn):
-                state["slots"][passed % SLOTS] = None
+                state["slots"][passed % SLOTS] = between
         state.update(slot=turn, total=0.0, count=0)
+    state["at"] = at
     if rate is not None:
         state["total"] += rate
         state["count"] += 1
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.5g}")
 
 
 # -- the learned model -------------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ def want(o: Observation, s: Settings, state: dict[str, Any]) -> Want:
     if o.demand is None:
         return Want("slo", None, "the demand is not known")
     load = measured(o, s, state)
+    if load is None and (blind := _blind(o, s, state)) is not None:
+        return blind
     if load is None:
         what = "arrival rate" if o.service_mean else "service time"
         if o.queued and o.queued > s.queue_depth:
@@ -73,6 +75,23 @@ def measured(o: Observation, s: Settings, state: dict[str, Any]) -> Load | None:
         return None
     found = [state.get(name, {}).get("value") for name in ("arrival", "service", "arrival_cv2", "service_cv2")]
     return Load(found[0], found[1], 1.0 if found[2] is None else found[2], 1.0 if found[3] is None else found[3])
+
+
+def _blind(o: Observation, s: Settings, state: dict[str, Any]) -> Want | None:
+    """What is wanted while no item has ended yet: none takes less than the first has taken so far.
+
+    No more than there is work for now. None while that says nothing, so that the caller has to.
+    """
+    if "arrival" not in state or not o.claimed or o.service_mean:
+        state.pop("claimed_at", None)
+        return None
+    passed = o.at - state.setdefault("claimed_at", o.at)
+    if passed <= 0:
+        return None
+    made = sized("slo", o, s, Load(state["arrival"]["value"], passed, 1.0, 1.0), {})
+    most = o.claimed + (o.queued or 0)
+    wanted = max(o.target, min(made.desired or 0.0, most))
+    return Want("slo", wanted, f"nothing is done after {passed:.3g} s: {made.reason}", made.seen)
 
 
 def _served(o: Observation, state: dict[str, Any], window: float) -> float | None:
@@ -110,20 +129,35 @@ def sized(policy: str, o: Observation, s: Settings, load: Load, state: dict[str,
         within = max(s.slo.wait - (o.dispatch or 0.0), 0.0)
         steady = workers_for(load.arrival, 1 / load.service, within, s.slo.level, **cv2)
     reason = f"{steady} keep P(wait ≤ {s.slo.wait:g} s) ≥ {s.slo.level:.4g} at an offered load of {offered:.3g}"
-    left = _left(o, load)
-    within = _within(o, s.slo, load)
-    needed = math.ceil((load.arrival + left / within) * load.service - 1e-9) if left >= 1 else 0
+    needed, left, within = _cleared(o, s.slo, load)
     if needed > steady:
         seen["queue_left"] = round(left, 1)
         reason = f"{left:.0f} items would still wait when new workers come; {needed} work them off in {within:.3g} s"
     return Want(policy, min(max(steady, needed), 10 * most + 10), reason, seen)
 
 
-def _left(o: Observation, load: Load) -> float:
-    """Items that still wait once a worker launched now would claim, at the present rates."""
+def _cleared(o: Observation, slo: Slo, load: Load) -> tuple[int, float, float]:
+    """The fewest workers that work a present queue off in time, the items that they find, and the seconds that they have.
+
+    Of n wanted, those of them that claim already go on until the others do, a start-up later: left(n) = queued +
+    (λ − min(n, claiming)/S)·start-up. n are enough if left(n) < 1, or if n ≥ (λ + left(n)/within)·S. So a worker is let
+    go only where it would not be missed at the next look.
+    """
+    queued, within = o.queued or 0, _within(o, slo, load)
+    if not queued:
+        return 0, 0.0, within
     lead = STARTUP if o.startup is None else o.startup
     claiming = max(0, o.workers - o.starting) + o.starting / 2
-    return (o.queued or 0) + (load.arrival - claiming / load.service) * lead if o.queued else 0.0
+
+    def left(workers: float) -> float:
+        return queued + (load.arrival - min(workers, claiming) / load.service) * lead
+
+    few = math.ceil((load.arrival + queued / (within + lead)) * load.service - 1e-9)
+    if lead >= 1e-6:
+        few = min(few, max(0, math.floor((load.arrival + (queued - 1) / lead) * load.service + 1e-9) + 1))
+    if few > claiming and left(claiming) >= 1:
+        few = max(few, math.ceil((load.arrival + left(claiming) / within) * load.service - 1e-9))
+    return few, left(few), within
 
 
 def _within(o: Observation, slo: Slo, load: Load) -> float:

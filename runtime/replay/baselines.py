@@ -44,8 +44,9 @@ class Hpa(_Baseline):
 
     Every 15 s: ⌈demand / target⌉, or no change where demand / (target × current) is within 0.1 of 1; of the
     recommendations of the last 300 s the largest; up by 100 % or 4 at most in 15 s, whichever is more; down without a
-    limit but the window. Source: Kubernetes, "Horizontal Pod Autoscaling" and `horizontal.go`
-    (stabilizeRecommendationWithBehaviors, convertDesiredReplicasWithBehaviorRate).
+    limit but the window; what is there at first counts as recommended then. Source: Kubernetes, "Horizontal Pod
+    Autoscaling" and `horizontal.go` (recordInitialRecommendation, stabilizeRecommendationWithBehaviors,
+    convertDesiredReplicasWithBehaviorRate).
     """
 
     TOLERANCE, DOWN_WINDOW, PERIOD, UP_SHARE, UP_PODS = 0.1, 300.0, 15.0, 1.0, 4
@@ -56,8 +57,12 @@ class Hpa(_Baseline):
         self.initial, self.interval = low, self.PERIOD
         self._recommended: deque[tuple[float, int]] = deque()
         self._ups: deque[tuple[float, int]] = deque()
+        self._begun = False
 
     def decide(self, at: float, fleet: Fleet) -> int:
+        if not self._begun:
+            self._begun = True
+            self._recommended.append((at, fleet.target))
         return self.rule(at, fleet.target, fleet.waiting + fleet.claimed)
 
     def rule(self, at: float, current: int, demand: int) -> int:
