@@ -95,8 +95,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
 
 def command(options: Any, parts: None) -> int:
     first = fewest_stable(options.arrival, options.service)
-    variability = {"arrival_cv2": options.arrival_cv2, "service_cv2": options.service_cv2}
-    slo: Slo | None = options.slo
+    variability, slo = {"arrival_cv2": options.arrival_cv2, "service_cv2": options.service_cv2}, options.slo
     need = workers_for(options.arrival, options.service, slo.left, slo.level, **variability) if slo else first
     counts = options.workers or _around(first, need)
     rates = (options.arrival, options.service)

@@ -459,8 +459,8 @@ def test_what_a_policy_may_be(tmp_path: Path) -> None:
     [
         ("none.yml", None, "no such file, and no preset or baseline"),
         ("x.yml", "mode: [", "x.yml is no YAML: "),
-        ("x.yml", "just words", "settings.fleet must be a mapping such as {mode: target, max: 20}, got just words"),
-        ("x.yml", "mod: target", "x.yml: unknown key 'mod' in settings.fleet"),
+        ("x.yml", "just words", 'settings.fleet must be a mapping such as {mode: target, max: 20}, got "just words"'),
+        ("x.yml", "mod: target", "x.yml: settings.fleet — known: "),
         ("x.yml", "min: 9\nmax: 3", "x.yml: settings.fleet.min is 9, which is more than max, 3"),
         ("x.yml", "spec: flatmachine\ndata: {settings: {}}", "x.yml is a machine without settings.fleet"),
     ],
