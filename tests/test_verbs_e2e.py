@@ -293,12 +293,12 @@ def test_a_slow_step_is_seen_while_it_lasts_and_after_a_kill(start: Any, verb: A
 
 
 def test_a_batch_whose_workers_were_drained_says_so(start: Any, verb: Any) -> None:
-    command = write_items(60, 0.2)
+    command = write_items(200, 0.2)
     fleet = start(*command, "--workers", "2")
     until(lambda now: now["completed"] >= 2, fleet)
     assert "draining 2 workers" in verb("scale", "0")
     code, out, _ = finish(fleet)
-    left = 60 - counts()["completed"]
+    left = 200 - counts()["completed"]
     assert code == 130
     assert f"{left} left: the workers here were drained; the same command goes on\n" in out
     fleet = start(*command, "--workers", "2", "--json")
@@ -306,8 +306,8 @@ def test_a_batch_whose_workers_were_drained_says_so(start: Any, verb: Any) -> No
     verb("drain")
     code, out, _ = finish(fleet)
     assert (code, json.loads(out)["drained"]) == (130, 2)
-    code, out, _ = finish(start(*command, "--workers", "30"))
-    assert (code, "60 done" in out, "drained" in out) == (0, True, False)
+    code, out, _ = finish(start(*command, "--workers", "100"))
+    assert (code, "200 done" in out, "drained" in out) == (0, True, False)
 
 
 def test_a_paused_fleet_says_so_at_once(start: Any, verb: Any) -> None:
@@ -341,7 +341,7 @@ def test_a_killed_fleet_is_hosted_by_whoever_scales_it(start: Any, verb: Any) ->
 
 
 def test_a_host_is_interrupted_and_says_so(start: Any, verb: Any) -> None:
-    fleet = start(*write_items(40, 0.2), "--workers", "1")
+    fleet = start(*write_items(300, 0.2), "--workers", "1")
     until(lambda now: now["completed"] >= 1, fleet)
     fleet.send_signal(signal.SIGINT)
     assert finish(fleet)[0] == 130
