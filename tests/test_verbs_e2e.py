@@ -322,7 +322,7 @@ def test_a_paused_fleet_says_so_at_once(start: Any, verb: Any) -> None:
 
 
 def test_a_killed_fleet_is_hosted_by_whoever_scales_it(start: Any, verb: Any) -> None:
-    command = write_items(60, 0.1)
+    command = write_items(200, 0.1)
     fleet = start(*command, "--workers", "2")
     until(lambda now: now["completed"] >= 4 and now["claimed"] == 2, fleet)
     assert verb("scale", "3", "--json")["decision"]["outcome"] == "applied"
@@ -331,7 +331,7 @@ def test_a_killed_fleet_is_hosted_by_whoever_scales_it(start: Any, verb: Any) ->
     assert "the message waits" in verb("scale", "2", "--reason", "first")
     told = verb("scale", "+4", "--host", "--json", "--reason", "second")
     assert (told["decision"]["target_before"], told["decision"]["target"], told["decision"]["live"]) == (2, 6, 6)
-    assert told["run"]["counts"]["completed"] == 60
+    assert told["run"]["counts"]["completed"] == 200
     assert [each["reason"] for each in decisions()[-2:]] == ["first", "second"]
     ended = Counter(map(tuple, outcomes().values()))
     assert set(ended) == {("completed",), ("crashed", "completed")}
