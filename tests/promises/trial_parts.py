@@ -1,4 +1,4 @@
-"""`compose` for processes with `--engine process` and their hosts: with the hooks of trial.py, and TRIAL_LEASE seconds a lease."""
+"""`compose` for processes with hosts, and for these: with the hooks of trial.py; TRIAL_LEASE is how long a lease lasts."""
 
 from __future__ import annotations
 
