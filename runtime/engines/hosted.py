@@ -130,18 +130,17 @@ class HostedEngine(InlineEngine):
         elif event.kind == "named":
             self.on_named(event.id)
         elif event.kind == "ended" and event.id in self._launched_there:
-            self._chore(self._over_there(place, event))
-        elif event.kind == "died":
+            self._chore(self._over_there(self._launched_there[event.id], place, event))
+        elif event.kind == "died" and not self.pool.closed:
             mine = [each for each in self._launched_there.values() if each.place is place and each.sent]
-            if mine and not self.pool.closed:
+            if mine:
                 logger.error("%s died (%s) with %d machines on it", place.host.id, event.reason, len(mine))
             self._chore(self._bury(place, mine, event.reason))
         if place.host.owner is not None:
             self._owners.add(place.host.owner)
 
-    async def _over_there(self, place: Place, event: Event) -> None:
+    async def _over_there(self, launched: Launched, place: Place, event: Event) -> None:
         """A machine has ended; if only because its host was told to go, another takes its place."""
-        launched = self._launched_there[event.id]
         self.pool.release(place, time.monotonic() - launched.since)
         launched.place = None
         if event.error is not None:

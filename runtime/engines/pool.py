@@ -172,6 +172,8 @@ class HostPool:
             if place.state == "starting":
                 place.up()
                 self._serve()
+            else:  # it died at once
+                self._replace(place)
 
     def _give_up(self, error: EngineError) -> None:
         self._fault, self._fault_at, self._failed = error, time.monotonic(), 0

@@ -119,6 +119,7 @@ class ProcessHost:
         reason = _ended(self._process.returncode if self._process is not None else None)
         if not self._hello.done():
             self._hello.set_exception(EngineError(f"{self.id} did not start ({reason}){self._outlet.last()}"))
+            return
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_exception(HostDied(f"{self.id} has ended ({reason})"))
