@@ -38,6 +38,7 @@ class HostedEngine(InlineEngine):
         self._chores: set[asyncio.Task[None]] = set()
         self._owners = {fleet.store.owner}
         self._moved = asyncio.Event()
+        self._said = ""
         self._undertaker = Undertaker(fleet)
         self._showing = Showing(fleet.store, spec, self.pool)
 
@@ -106,7 +107,10 @@ class HostedEngine(InlineEngine):
         """A machine was not launched, or is lost: its booking and its wait for a result end."""
         self._forget(launched)
         name = launched.name
-        if told:
+        if told and str(error) == self._said:  # of each of many, once is enough
+            self._failures.append((name, error))
+        elif told:
+            self._said = str(error)
             self._failed(name, error)
         try:
             await self._fleet.bookings.end(name, type(error).__name__)
