@@ -436,6 +436,24 @@ async def test_a_store_that_is_away_when_a_host_dies_makes_a_failure_and_no_hang
     assert "could not be replaced: the disk is gone" in str(there.engine.failures()["w1"])
 
 
+def test_hosts_that_nobody_has_stopped_end_with_the_event_loop(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(HERE)
+    monkeypatch.setenv("PYTHONWARNINGS", "always::ResourceWarning")
+    import engine_hooks
+
+    async def forget():
+        parts = engine_hooks.compose(f"sqlite:{tmp_path / 'fleet.db'}", engine="process?min_size=2")
+        await asyncio.gather(parts.engine.pool.acquire(), parts.engine.pool.acquire())
+        found = [place.host.about()["pid"] for place in parts.engine.pool.places]
+        await parts.fleet.close()
+        return found
+
+    pids = asyncio.run(forget())
+    assert len(pids) == 2
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    assert "ResourceWarning" not in capfd.readouterr().err
+
+
 # -- what people see ---------------------------------------------------------------------------------------------------
 
 

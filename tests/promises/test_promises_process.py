@@ -156,6 +156,22 @@ def test_promise_13_at_the_deadline_or_a_second_signal_hosts_hand_back_unburnt(t
     assert json.loads(process.out.read_text())["handed_back"] == 4
 
 
+def test_promise_13_everybody_is_told_to_go_at_once_as_systemd_does(trial, launch):
+    """Promise 13: SIGTERM to the parent and to each of its hosts: what they hold is finished, nothing is burnt."""
+    source = trial.items([{"key": f"i{n:02}", "seconds": 0.2} for n in range(80)])
+    process = launch(source, 4)
+    trial.until(lambda: trial.lines() >= 5)
+    hosts = hosts_of(process)
+    for pid in (*hosts, process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(60) == 130, process.end()
+    assert not any(map(alive, hosts))
+    items = trial.all_items().values()
+    assert {item.state for item in items} <= {"ready", "completed"}
+    assert {(item.attempts, item.crashes) for item in items} == {(0, 0)}
+    assert trial.counts().claimed == 0
+
+
 def test_promise_13_a_host_that_is_told_to_go_drains_and_the_run_goes_on(trial, launch):
     """Promise 13: SIGTERM on one host, a notice that its machine is wanted: its items are finished, its workers replaced."""
     names = [f"i{n:03}" for n in range(60)]
