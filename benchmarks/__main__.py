@@ -13,6 +13,7 @@ from pathlib import Path
 from flatfleet.benchmarks import (
     children,
     deciding,
+    engines,
     enqueue,
     loops,
     memory,
@@ -27,7 +28,7 @@ from flatfleet.benchmarks.harness import Case, Missing, Row, as_json, measure, r
 
 CASES: tuple[Case, ...] = tuple(
     case
-    for module in (loops, children, enqueue, sleepers, startup, waiting, scaling, deciding, memory)
+    for module in (loops, children, enqueue, sleepers, startup, waiting, scaling, deciding, engines, memory)
     for case in module.CASES
 )
 

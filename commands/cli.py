@@ -20,7 +20,10 @@ VERBS = (
     "explain-scaling", "pause-scaling", "resume-scaling",
     "capacity", "replay",
 )  # fmt: skip
+HIDDEN = ("host",)
+"""Verbs that only our own processes use."""
 STORE = "sqlite:fleet.db"
+ENGINE = "inline"
 
 Known = Callable[[], Mapping[str, Collection[str]]]
 """Makes the names of all hooks with those of their actions; called only by a verb that checks machines."""
@@ -78,7 +81,7 @@ def parse(argv: Sequence[str], known: Known) -> Any:
     if argv[0] in ("--version", "-V"):
         terminal.show(f"flatfleet {_version()}")
         sys.exit(0)
-    verb, rest = (argv[0], argv[1:]) if argv[0] in VERBS else ("run", argv)
+    verb, rest = (argv[0], argv[1:]) if argv[0] in (*VERBS, *HIDDEN) else ("run", argv)
     if verb == "run" and (not rest or rest[0].startswith("-")) and not {"-h", "--help"} & set(rest[:1]):
         raise UsageError("run needs a machine file first, as in: flatfleet run machines/launcher.yml --workers 8")
     if verb == "run" and rest[0] in ("-h", "--help"):
@@ -108,6 +111,17 @@ def parser(verb: str, description: str, takes: str = "") -> Parser:
     made.add_argument("--json", action="store_true", default=False, help="one JSON document on standard output")
     made.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
     return made
+
+
+def add_engine(made: Parser) -> None:
+    """Add the flag of verbs that host a fleet; run.py makes the engine, and says what is wrong with it."""
+    made.add_argument(
+        "--engine",
+        default=os.environ.get("FLATFLEET_ENGINE") or ENGINE,
+        metavar="SPEC",
+        help="where launched machines run: inline, in this process; process, in a pool of others, such as "
+        "process?max_size=4; ray (docs/engines.md); or FLATFLEET_ENGINE (now: %(default)s)",
+    )
 
 
 def choice(*names: str) -> Callable[[str], str]:
