@@ -2,7 +2,8 @@
 --
 -- Payloads, results and attempts live beside `items`, so that a claim rewrites one short row whatever an item weighs.
 -- The completed attempt stands with its result in `results`, all others in `attempts`; `walked` is a JSON list, if any.
--- `counters` holds the number of items per pool and state; every transaction that moves items moves it too.
+-- `counters` holds the number of items per pool and state, and of those that wait per set of capabilities that they
+-- require (its JSON stands for a state, and sorts before them all); every transaction that moves items moves it too.
 -- A live worker that follows has its owner's heartbeat and lease (`owners`), so that a beat for thousands writes one row;
 -- any other has its own. `registrations` says what holds. An owner stands in `owners` while somebody follows it; `beat`
 -- names the beat since which its followers have not changed.
@@ -134,7 +135,7 @@ INSERT INTO payloads (seq, data) VALUES (?, ?);
 UPDATE items SET state = 'ready' WHERE pool = ? AND state = 'delayed' AND due <= ?;
 
 -- name: expired
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires FROM items
 WHERE pool = ? AND state = 'claimed' AND due <= ? LIMIT 500;
 
 -- name: claim
@@ -152,7 +153,7 @@ WHERE seq IN (
             ORDER BY priority DESC, seq LIMIT 1))
     ORDER BY priority DESC, seq LIMIT :n)
 RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority,
-    (SELECT data FROM payloads WHERE payloads.seq = items.seq), ready_at;
+    (SELECT data FROM payloads WHERE payloads.seq = items.seq), ready_at, requires;
 
 -- name: complete
 UPDATE items SET state = 'completed', finished = :now, error_type = NULL, error = NULL
@@ -167,7 +168,7 @@ INSERT INTO attempts (seq, token, worker, started, ended, outcome, error_type, e
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (seq, token) DO NOTHING;
 
 -- name: claimed
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires FROM items
 WHERE id = :id AND state = 'claimed' AND (:token IS NULL OR token = :token);
 
 -- name: settle
@@ -179,14 +180,14 @@ WHERE seq = ?;
 SELECT state, token, worker FROM items WHERE id = ?;
 
 -- name: held
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires FROM items
 WHERE state = 'claimed' AND (:pool IS NULL OR pool = :pool) AND (:worker IS NULL OR worker = :worker) AND (:owner IS NULL OR owner = :owner);
 
 -- name: held_up_to
 SELECT COUNT(*) FROM (SELECT 1 FROM items WHERE pool = ? AND state = 'claimed' LIMIT ?);
 
 -- name: cancellable
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, state FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires, state FROM items
 WHERE id = ? AND pool = ? AND state IN ('ready', 'delayed', 'claimed');
 
 -- name: pause
@@ -203,7 +204,7 @@ SELECT id FROM items WHERE pool = ? AND state = 'dead';
 
 -- name: redrive
 UPDATE items SET state = 'ready', attempts = 0, crashes = 0, due = 0, finished = NULL, error_type = NULL, error = NULL, ready_at = ?
-WHERE id = ? AND pool = ? AND state = 'dead';
+WHERE id = ? AND pool = ? AND state = 'dead' RETURNING requires;
 
 -- name: item
 SELECT i.*, p.data, r.result AS result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq) WHERE i.id = ?;
@@ -223,12 +224,18 @@ FROM results r JOIN items i USING (seq) WHERE i.id = :id
 ORDER BY 1;
 
 -- name: counts
-SELECT state, n FROM counters WHERE pool = :pool
+SELECT state, n FROM counters WHERE pool = :pool AND state > 'a'
 UNION ALL SELECT 'due', COUNT(*) FROM items WHERE pool = :pool AND state = 'delayed' AND due <= :now
 UNION ALL SELECT 'expired', COUNT(*) FROM items WHERE pool = :pool AND state = 'claimed' AND due <= :now;
 
 -- name: count
 INSERT INTO counters (pool, state, n) VALUES (?, ?, ?) ON CONFLICT (pool, state) DO UPDATE SET n = n + excluded.n;
+
+-- name: requirements
+SELECT state, n FROM counters WHERE pool = ? AND state < 'a' AND n > 0 ORDER BY state;
+
+-- name: forget_requirements
+DELETE FROM counters WHERE state < 'a' AND n = 0;
 
 -- name: next_due
 SELECT MIN(due) FROM (

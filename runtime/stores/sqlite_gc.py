@@ -27,6 +27,7 @@ class _Page(NamedTuple):
 
 async def gc(group: GroupCommit, before: float) -> dict[str, int]:
     """Look for what can go on a connection that no writer waits for; delete it if it still can when it is its turn."""
+    await group.run(lambda tx: tx.run("forget_requirements") and None)
     return {
         "workers": await _sweep(group, _ended_workers, _drop_workers, before),
         "executions": await _sweep(group, _executions, _drop_executions, before)

@@ -29,11 +29,12 @@ class _Held(NamedTuple):
     crashes: int
     max_attempts: int
     max_crashes: int
+    requires: str | None
 
 
 def row_to_push(item: NewItem) -> tuple[NewItem, str | None, str]:
     """The item with its requirements and its data as text; TypeError if they are not JSON data."""
-    requires = dump(sorted(item.requires), "requires") if item.requires else None
+    requires = dump(sorted(set(item.requires)), "requires") if item.requires else None
     return item, requires, dump(item.data, f"the data of {item.id}")
 
 
@@ -51,6 +52,7 @@ def push(tx: Tx, pool: str, rows: Sequence[tuple[NewItem, str | None, str]]) -> 
         if new:
             tx.run("push_payload", (cursor.lastrowid, data))
             tx.move(pool, None, state)
+            tx.move(pool, None, requires)
     if n := sum(added):
         tx.note(pool, "pushed", n)
     return added
@@ -94,7 +96,8 @@ def claim(
     if len(rows) > 1:
         rows.sort(key=lambda row: (-row[8], row[0]))
     claims, claimed_at = [], stamp(tx.now)
-    for _, item_id, key, token, attempts, crashes, max_attempts, created, _, data, ready_at in rows:
+    for _, item_id, key, token, attempts, crashes, max_attempts, created, _, data, ready_at, requires in rows:
+        tx.move(pool, requires, None)
         tx.note(pool, "claimed", tx.now - ready_at)
         claims.append(
             Claim(
@@ -179,7 +182,9 @@ def retry(tx: Tx, pool: str, ids: Sequence[str] | None) -> int:
         ids = [row[0] for row in tx.run("dead_ids", (pool,)).fetchall()]
     n = 0
     for item_id in ids:
-        if tx.run("redrive", (tx.now, item_id, pool)).rowcount:
+        row = tx.run("redrive", (tx.now, item_id, pool)).fetchone()
+        if row is not None:
+            tx.move(pool, None, row[0])
             drop_finished(tx, item_id)
             n += 1
     if n:
@@ -200,6 +205,7 @@ def cancel(tx: Tx, pool: str, ids: Sequence[str]) -> int:
         else:
             tx.run("settle", ("dead", 0.0, held.attempts, held.crashes, *CANCELLED, tx.now, tx.now, held.seq))
             tx.move(pool, state, "dead")
+            tx.move(pool, held.requires, None)
         drop_tree(tx, item_id)
         n += 1
     return n
@@ -265,6 +271,8 @@ def _end(
     due, finished = (due if state == "delayed" else 0.0), (tx.now if state == "dead" else None)
     tx.run("settle", (state, due, held.attempts, held.crashes, *error, finished, max(due, tx.now), held.seq))
     tx.move(held.pool, "claimed", state)
+    if state in ("ready", "delayed"):
+        tx.move(held.pool, None, held.requires)
 
 
 def _lost(tx: Tx, item_id: str, token: int | None) -> Exception:
