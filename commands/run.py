@@ -25,6 +25,7 @@ LLM_LIBRARIES = ("litellm", "aisuite")
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     """Load the machine that the first word names, and parse the rest as its inputs."""
     from flatfleet.runtime import bundle, fleet_settings
+    from flatfleet.runtime.stores.keys import check_capabilities
 
     file, rest = argv[0], argv[1:]
     early = cli.Parser(add_help=False, allow_abbrev=False)
@@ -47,7 +48,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
             f"agent '{next(_flatagents(config))}' asks a model, and no library for that is installed: "
             'pip install "flatfleet[llm]", or take the agents that need none: --agents offline'
         )
-    options.capabilities = tuple(filter(None, map(str.strip, options.capabilities.split(","))))
+    options.capabilities = check_capabilities(options.capabilities, "--capabilities")
     options.grace = options.drain_deadline
     options.bundle, options.file, options.agents = config, file, chosen.agents
     options.writes = task is None or "out" in bundle.used_inputs(task)
@@ -75,7 +76,12 @@ def _parser(file: str, description: str) -> cli.Parser:
         help="seconds (or 10m, 2h) that the items in hand have to finish after the first Ctrl-C (default: 30)",
     )
     cli.add_engine(made)
-    made.add_argument("--capabilities", default="", metavar="A,B", help="what the workers here can serve")
+    made.add_argument(
+        "--capabilities",
+        default=os.environ.get("FLATFLEET_CAPABILITIES") or "",
+        metavar="A,B",
+        help="what the workers here can serve, or FLATFLEET_CAPABILITIES: they get the items that require no more",
+    )
     return made
 
 
@@ -100,6 +106,7 @@ def _flatagents(config: Mapping[str, Any]) -> Iterator[str]:
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
     from flatfleet.runtime.dispatcher import Dispatcher
+    from flatfleet.runtime.routing import Unserved, unserved
 
     terminal.log_to_stderr(options.verbose)
     source = options.bundle.source
@@ -109,7 +116,8 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     machine = parts.machine(options.bundle, str(source.parent if source else Path.cwd()), name)
     settings = options.defaults | {name: value for name, value in options.inputs.items() if value is not None}
     pool = parts.store.work.pool(settings["pool"]) if settings.get("pool") else None
-    progress = Progress(pool, parts.engine, quiet=options.json)
+    left = functools.partial(unserved, parts.store, pool.name, parts.fleet.capabilities) if pool else None
+    progress = Progress(pool, parts.engine, options.json, left)
     dispatcher = Dispatcher(parts.store, parts.engine)
     named = functools.partial(parts.engine.run_named, machine) if name else None
     session = Session(parts, machine, options.drain_deadline, progress, dispatcher, named)
@@ -135,6 +143,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         interrupted=session.interrupted,
         handed_back=session.handed_back,
         drained=await drained(parts.store, pool.name, counts, parts.engine.owners()) if pool else 0,
+        unserved=await left() if left else Unserved(),
     )
     terminal.show(json.dumps(summary.as_dict()) if options.json else summary.text())
     return await session.end(summary.exit_code(parts.engine.failures()))
