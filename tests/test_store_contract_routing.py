@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from flatfleet.runtime.stores.records import Claim, Failure, NewItem
+from flatfleet.runtime.stores.records import SUSPECT, Claim, Failure, NewItem
+from flatfleet.runtime.stores.sqlite import SQLiteDriver
 
 LEASE = 60.0
 
@@ -118,3 +119,48 @@ async def test_housekeeping_keeps_what_waits(driver):
     await driver.release(a.id, a.token)
     await driver.gc(time.time())
     assert await driver.requirements("p") == {("gpu",): 1, ("spot",): 1}
+
+
+async def test_who_can_serve_more_gets_all_lines_in_one_order(driver):
+    wants = [(), ("gpu",), ("spot",), ("gpu", "spot"), ("tpu",)]
+    await driver.push("p", [new(f"{n}", *wants[n % 5], priority=n % 3) for n in range(30)])
+    able = [n for n in range(30) if n % 5 != 4]
+    wanted = [str(n) for n in sorted(able, key=lambda n: (-(n % 3), n))]
+    claims = await take(driver, "gpu", "spot", n=10) + await take(driver, "spot", "gpu", "eu", n=100)
+    assert [claim.key for claim in claims] == wanted
+    assert await driver.requirements("p") == {("tpu",): 6}
+
+
+@pytest.mark.parametrize("capabilities", [(), ("gpu",)])
+async def test_of_the_suspects_of_all_lines_one_process_holds_one(driver, capabilities):
+    await driver.push("p", [new("a", *capabilities), new("b"), new("c", *capabilities), new("d")])
+    for _ in range(SUSPECT):
+        for n in range(4):
+            await take(driver, *capabilities, owner=f"doomed {n}")
+        for n in range(4):
+            await driver.hand_back(owner=f"doomed {n}", crashed=True)
+    await driver.push("p", [new("e", *capabilities), new("f")])
+    assert [claim.key for claim in await take(driver, *capabilities, n=9)] == ["a", "e", "f"]
+    assert await take(driver, *capabilities, n=9) == []
+    assert [claim.key for claim in await take(driver, *capabilities, n=9, owner="o2")] == ["b"]
+    await driver.complete("p:a", None, None, 0.0)
+    assert [claim.key for claim in await take(driver, *capabilities, n=9)] == ["c"]
+
+
+async def test_sqlite_finds_the_next_item_behind_any_number_that_others_have_to_serve(tmp_path, clock):
+    driver = SQLiteDriver(tmp_path / "fleet.db", clock=clock)
+    await driver.push("p", [*(new(f"g{n}", "gpu") for n in range(500)), *(new(f"t{n}", "tpu") for n in range(500))])
+    await driver.push("p", [new("last"), new("and needy", "spot")])
+    steps = 0
+
+    def counted() -> None:
+        nonlocal steps
+        steps += 1
+
+    await driver.counts("p")
+    await driver._group._connection.set_progress_handler(counted, 100)
+    assert [claim.key for claim in await take(driver)] == ["last"]
+    assert [claim.key for claim in await take(driver, "spot")] == ["and needy"]
+    assert (await driver.metrics("p", 0, 60)).oldest == clock.now
+    assert steps < 40
+    await driver.close()

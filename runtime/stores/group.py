@@ -25,7 +25,7 @@ from flatfleet.runtime.stores.sqlite_metrics import keep
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x666C6565  # "flee"
 CHECK_EVERY = 1.0
 OLDEST_SQLITE = (3, 35)

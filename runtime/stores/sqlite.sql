@@ -35,7 +35,8 @@ CREATE TABLE items (
     finished     REAL,
     ready_at     REAL    NOT NULL
 );
-CREATE INDEX items_ready ON items (pool, priority DESC, seq) WHERE state = 'ready';
+CREATE INDEX items_ready ON items (pool, priority DESC, seq) WHERE state = 'ready' AND requires IS NULL;
+CREATE INDEX items_needy ON items (pool, requires, priority DESC, seq) WHERE state = 'ready' AND requires IS NOT NULL;
 CREATE INDEX items_delayed ON items (pool, due) WHERE state = 'delayed';
 CREATE INDEX items_claimed ON items (pool, due) WHERE state = 'claimed';
 CREATE INDEX items_dead ON items (pool, seq) WHERE state = 'dead';
@@ -141,19 +142,39 @@ WHERE pool = ? AND state = 'claimed' AND due <= ? LIMIT 500;
 -- name: claim
 UPDATE items SET state = 'claimed', token = token + 1, worker = :worker, owner = :owner, due = :until, started = :now
 WHERE seq IN (
-    SELECT seq FROM items WHERE pool = :pool AND state = 'ready'
-      AND (requires IS NULL OR NOT EXISTS (
-            SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
+    SELECT seq FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL
       AND (crashes < :suspect OR seq = (
-            SELECT seq FROM items WHERE pool = :pool AND state = 'ready' AND crashes >= :suspect
-              AND (requires IS NULL OR NOT EXISTS (
-                    SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
+            SELECT seq FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL AND crashes >= :suspect
               AND NOT EXISTS (
                     SELECT 1 FROM items WHERE state = 'claimed' AND owner = :owner AND crashes >= :suspect)
             ORDER BY priority DESC, seq LIMIT 1))
     ORDER BY priority DESC, seq LIMIT :n)
 RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority,
     (SELECT data FROM payloads WHERE payloads.seq = items.seq), ready_at, requires;
+
+-- name: claim_these
+UPDATE items SET state = 'claimed', token = token + 1, worker = :worker, owner = :owner, due = :until, started = :now
+WHERE seq IN (SELECT value FROM json_each(:seqs))
+RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority,
+    (SELECT data FROM payloads WHERE payloads.seq = items.seq), ready_at, requires;
+
+-- name: ready_needs
+WITH RECURSIVE needs (requires) AS (
+    SELECT MIN(requires) FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL
+    UNION ALL SELECT (SELECT MIN(requires) FROM items
+        WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL AND requires > needs.requires)
+    FROM needs WHERE needs.requires IS NOT NULL)
+SELECT requires FROM needs WHERE requires IS NOT NULL;
+
+-- name: plain_line
+SELECT -priority, seq, crashes FROM items WHERE pool = ? AND state = 'ready' AND requires IS NULL ORDER BY priority DESC, seq;
+
+-- name: needy_line
+SELECT -priority, seq, crashes FROM items WHERE pool = ? AND state = 'ready' AND requires = ? AND requires IS NOT NULL
+ORDER BY priority DESC, seq;
+
+-- name: holds_suspect
+SELECT EXISTS (SELECT 1 FROM items WHERE state = 'claimed' AND owner = ? AND crashes >= ?);
 
 -- name: complete
 UPDATE items SET state = 'completed', finished = :now, error_type = NULL, error = NULL
@@ -499,13 +520,24 @@ RETURNING COALESCE((julianday(started) - 2440587.5) * 86400.0, :now);
 
 -- name: oldest_wait
 WITH RECURSIVE lines (priority) AS (
-    SELECT MAX(priority) FROM items WHERE pool = :pool AND state = 'ready'
-    UNION ALL SELECT (SELECT MAX(priority) FROM items WHERE pool = :pool AND state = 'ready' AND priority < lines.priority)
-    FROM lines WHERE lines.priority IS NOT NULL LIMIT 16)
+    SELECT MAX(priority) FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL
+    UNION ALL SELECT (SELECT MAX(priority) FROM items
+        WHERE pool = :pool AND state = 'ready' AND requires IS NULL AND priority < lines.priority)
+    FROM lines WHERE lines.priority IS NOT NULL LIMIT 16),
+needs (requires) AS (
+    SELECT MIN(requires) FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL
+    UNION ALL SELECT (SELECT MIN(requires) FROM items
+        WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL AND requires > needs.requires)
+    FROM needs WHERE needs.requires IS NOT NULL LIMIT 16)
 SELECT MIN(since) FROM (
     SELECT (SELECT MIN(ready_at) FROM (
-        SELECT ready_at FROM items WHERE pool = :pool AND state = 'ready' AND priority = lines.priority ORDER BY seq LIMIT 10)) AS since
+        SELECT ready_at FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL AND priority = lines.priority
+        ORDER BY seq LIMIT 10)) AS since
     FROM lines WHERE lines.priority IS NOT NULL
+    UNION ALL SELECT (SELECT MIN(ready_at) FROM (
+        SELECT ready_at FROM items WHERE pool = :pool AND state = 'ready' AND requires = needs.requires AND requires IS NOT NULL
+        ORDER BY priority DESC, seq LIMIT 10))
+    FROM needs WHERE needs.requires IS NOT NULL
     UNION ALL SELECT MIN(due) FROM items WHERE pool = :pool AND state = 'delayed' AND due <= :now
     UNION ALL SELECT MIN(due) FROM items WHERE pool = :pool AND state = 'claimed' AND due <= :now);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -77,19 +78,11 @@ def claim(
         n = min(n, limit - tx.run("held_up_to", (pool, max(limit, 0))).fetchone()[0])
     if n < 1 or not _is_open(tx, pool):
         return []
-    rows = tx.run(
-        "claim",
-        {
-            "worker": worker,
-            "owner": owner,
-            "until": tx.now + lease,
-            "now": tx.now,
-            "pool": pool,
-            "capabilities": json.dumps(sorted(capabilities)),
-            "n": n,
-            "suspect": SUSPECT,
-        },
-    ).fetchall()
+    told = {"worker": worker, "owner": owner, "until": tx.now + lease, "now": tx.now}
+    if needs := _servable(tx, pool, capabilities):
+        rows = tx.run("claim_these", told | {"seqs": json.dumps(_next(tx, pool, owner, n, needs))}).fetchall()
+    else:
+        rows = tx.run("claim", told | {"pool": pool, "n": n, "suspect": SUSPECT}).fetchall()
     if not rows:
         return []
     tx.move(pool, "ready", "claimed", len(rows))
@@ -117,6 +110,37 @@ def claim(
             )
         )
     return claims
+
+
+def _servable(tx: Tx, pool: str, capabilities: Collection[str]) -> list[str]:
+    """What ready items require and the capabilities cover, as it stands in `requires`."""
+    if not capabilities:
+        return []
+    able = frozenset(capabilities)
+    return [row[0] for row in tx.run("ready_needs", {"pool": pool}) if able.issuperset(json.loads(row[0]))]
+
+
+def _next(tx: Tx, pool: str, owner: str, n: int, needs: Sequence[str]) -> list[int]:
+    """The `seq` of those who are next, out of the line of what requires nothing and the lines of these needs.
+
+    Each line is read only as far as it is needed. Of the suspects there is one, if the owner holds none.
+    """
+    lines = [tx.run("plain_line", (pool,)), *(tx.run("needy_line", (pool, each)) for each in needs)]
+    chosen: list[int] = []
+    alone: bool | None = None
+    for _, seq, crashes in heapq.merge(*lines):
+        if crashes >= SUSPECT:
+            if alone is None:
+                alone = not tx.run("holds_suspect", (owner, SUSPECT)).fetchone()[0]
+            if not alone:
+                continue
+            alone = False
+        chosen.append(seq)
+        if len(chosen) == n:
+            break
+    for line in lines:
+        line.close()
+    return chosen
 
 
 def recover(tx: Tx, pool: str) -> None:
