@@ -54,6 +54,24 @@ if _named := os.environ.get("FLATFLEET_TEST_DRIVER"):  # module:function, of som
     DRIVERS[_module] = getattr(importlib.import_module(_module), _function)
 
 
+#: The URL of a new, empty store of each kind, in a folder of the test's own.
+URLS: dict[str, Callable[[Path], str]] = {
+    "memory": lambda folder: "memory:",
+    "sqlite": lambda folder: f"sqlite:{folder / 'fleet.db'}",
+}
+
+
+@pytest.fixture(params=list(URLS))
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return URLS[request.param](tmp_path)
+
+
+@pytest.fixture(params=[name for name in URLS if name != "memory"])
+def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of the stores that outlive their process."""
+    return URLS[request.param](tmp_path)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
