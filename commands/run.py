@@ -24,7 +24,7 @@ LLM_LIBRARIES = ("litellm", "aisuite")
 
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     """Load the machine that the first word names, and parse the rest as its inputs."""
-    from flatfleet.runtime import bundle, fleet_settings
+    from flatfleet.runtime import bundle, distributed, fleet_settings
     from flatfleet.runtime.stores.keys import check_capabilities
 
     file, rest = argv[0], argv[1:]
@@ -34,14 +34,18 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     chosen, _ = early.parse_known_args(rest)
     config = bundle.load(file, task=chosen.task, agents=chosen.agents, known=known())
     specs = bundle.inputs(config)
+    asked = distributed.choice(config)
     made = _parser(file, config.get("metadata", {}).get("description", ""))
+    cli.prefer(made, store=asked.store, engine=asked.engine)
     flags.add(made, specs, file)
     options = cli.finish(made, rest, file)
     options.inputs = flags.inputs(options, specs, file)
     task = _task(config)
+    if "pool" in specs and asked.pool and not options.inputs.get("pool"):
+        options.inputs["pool"] = asked.pool
     if options.task and "pool" in specs and not options.inputs.get("pool") and task:
         options.inputs["pool"] = task["data"].get("name", "task")
-    if "policy" in specs and (policy := options.inputs.get("policy") or fleet_settings.inside(config)):
+    if "policy" in specs and (policy := options.inputs.get("policy") or fleet_settings.policy_of(config)):
         options.inputs["policy"] = fleet_settings.load(policy)
     if any(_flatagents(config)) and not any(map(importlib.util.find_spec, LLM_LIBRARIES)):
         raise UsageError(

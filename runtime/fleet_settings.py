@@ -16,6 +16,8 @@ from flatfleet.runtime.policies import schedule
 from flatfleet.runtime.policies.settings import PRESETS, Cost, Settings, seconds, settings
 
 WHERE = "settings.fleet"
+PLACES = ("pool", "engine", "store")
+"""Keys that say where a fleet is, and nothing of how it scales."""
 _SHOWN = 80
 
 
@@ -27,7 +29,7 @@ def validate(data: Any, where: str = WHERE) -> Settings:
     found = faults(data, where)
     if found:
         raise UsageError("\n".join(found))
-    return settings(data or {})
+    return settings(_policy(data or {}))
 
 
 def load(policy: Any) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def load(policy: Any) -> dict[str, Any]:
     if not isinstance(policy, Mapping):
         raise UsageError(f"{where} must be a mapping such as {{mode: target, max: 20}}, got {_shown(policy)}")
     validate(policy, where)
-    return dict(policy)
+    return _policy(policy)
 
 
 def _of_file(path: Path) -> Any:
@@ -67,6 +69,23 @@ def inside(machine: Mapping[str, Any]) -> Any:
     return value
 
 
+def policy_of(machine: Mapping[str, Any]) -> Any:
+    """What `settings.fleet` of a machine says of how it scales; None or {} where it says nothing."""
+    found = inside(machine)
+    return _policy(found) if isinstance(found, Mapping) else found
+
+
+def places(machine: Mapping[str, Any]) -> dict[str, str]:
+    """Which `pool`, `engine` and `store` the `settings.fleet` of a machine names."""
+    found = inside(machine)
+    given = found if isinstance(found, Mapping) else {}
+    return {name: given[name] for name in PLACES if given.get(name) and isinstance(given[name], str)}
+
+
+def _policy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name not in PLACES}
+
+
 def faults(data: Any, where: str = WHERE) -> list[str]:
     """One line for each fault, in the order of the file; none where all is well."""
     if data is None:
@@ -74,7 +93,7 @@ def faults(data: Any, where: str = WHERE) -> list[str]:
     found = [*_unfinite(data, where)] or [*_of_schema(data, where)] or [*_of_schedule(data, where)]
     if not found:
         try:
-            settings(data)
+            settings(_policy(data))
         except ValueError as error:
             found = [f"{where}.{error}"]
     return found

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from flatfleet.runtime import distributed
 from flatfleet.runtime.bundle.lint_schema import Fault, schema_faults
 from flatfleet.runtime.bundle.lint_values import value_faults
 from flatfleet.runtime.bundle.shapes import initial_state, listing, mapping, named, targets
@@ -27,7 +28,7 @@ _NEEDS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("tool_loop", ("agent",)),
     ("session_id", ("agent",)),
 )
-_SETTINGS = ("max_steps", "max_parallel", "tasks", "fleet", "max_depth", "parallel_fallback")
+_SETTINGS = ("max_steps", "max_parallel", "tasks", "fleet", "distributed", "max_depth", "parallel_fallback")
 _SIGNAL_ONLY = ("action", "launch", "machine", "foreach", "agent")
 
 
@@ -54,6 +55,8 @@ def _machine(config: Mapping[str, Any], base: Where, known: Known) -> Iterator[F
         if name not in _SETTINGS and (close := get_close_matches(str(name), _SETTINGS, n=1, cutoff=0.75)):
             text = f"settings has '{name}', which nothing reads — did you mean '{close[0]}'?"
             yield Fault((*where, "settings", name), text, True)
+    for fault in distributed.faults(distributed.inside(config)):
+        yield Fault((*base, *distributed.INSIDE, *fault.path), fault.text, fault.key)
     yield from _reachable(states, (*where, "states"))
     yield from _hooks("lifecycle_hooks", data.get("lifecycle_hooks"), None, (*where, "lifecycle_hooks"), known)
     yield from value_faults(config, base)
