@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatfleet.commands import cli, durations, flags, terminal
+from flatfleet.commands import cli, durations, flags, joining, terminal
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.session import DEADLINE, Session
 from flatfleet.commands.summary import Summary, drained, first_dead
@@ -37,6 +37,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     asked = distributed.choice(config)
     made = _parser(file, config.get("metadata", {}).get("description", ""))
     cli.prefer(made, store=asked.store, engine=asked.engine)
+    joining.add(made, specs, rest, file)
     flags.add(made, specs, file)
     options = cli.finish(made, rest, file)
     options.inputs = flags.inputs(options, specs, file)
@@ -124,6 +125,8 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     progress = Progress(pool, parts.engine, options.json, left)
     dispatcher = Dispatcher(parts.store, parts.engine)
     named = functools.partial(parts.engine.run_named, machine) if name else None
+    if getattr(options, "count", None) is not None:
+        named = functools.partial(_join, options, parts, machine)
     session = Session(parts, machine, options.drain_deadline, progress, dispatcher, named)
     started = time.monotonic()
     output, error = await session.execute(options.inputs)
@@ -151,6 +154,10 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     )
     terminal.show(json.dumps(summary.as_dict()) if options.json else summary.text())
     return await session.end(summary.exit_code(parts.engine.failures()))
+
+
+async def _join(options: argparse.Namespace, parts: Any, machine: Any, _: Mapping[str, Any]) -> dict[str, Any]:
+    return await joining.launch(options, parts, machine)
 
 
 def _name(options: argparse.Namespace) -> str | None:
