@@ -54,24 +54,6 @@ if _named := os.environ.get("FLATFLEET_TEST_DRIVER"):  # module:function, of som
     DRIVERS[_module] = getattr(importlib.import_module(_module), _function)
 
 
-#: The URL of a new, empty store of each kind, in a folder of the test's own.
-URLS: dict[str, Callable[[Path], str]] = {
-    "memory": lambda folder: "memory:",
-    "sqlite": lambda folder: f"sqlite:{folder / 'fleet.db'}",
-}
-
-
-@pytest.fixture(params=list(URLS))
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return URLS[request.param](tmp_path)
-
-
-@pytest.fixture(params=[name for name in URLS if name != "memory"])
-def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of the stores that outlive their process."""
-    return URLS[request.param](tmp_path)
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -142,11 +124,30 @@ def kit() -> Kit:
     return Kit(open_store("memory:"))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+#: A URL of a fresh store of every kind. A new one is one line here: fresh path → URL.
+URLS: dict[str, Callable[[Path], str]] = {
+    "memory": lambda path: "memory:",
+    "sqlite": lambda path: f"sqlite:{path.with_suffix('.db')}",
+}
+
+
+@pytest.fixture(params=list(URLS))
 def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
     from flatfleet.runtime.stores import open_store
 
-    return Kit(open_store("memory:" if request.param == "memory" else f"sqlite:{tmp_path / 'fleet.db'}"))
+    return Kit(open_store(URLS[request.param](tmp_path / "fleet")))
+
+
+@pytest.fixture(params=list(URLS))
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh store, for who opens it himself."""
+    return URLS[request.param](tmp_path / "fleet")
+
+
+@pytest.fixture(params=[name for name in URLS if name != "memory"])
+def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same, of the stores that outlive their process."""
+    return URLS[request.param](tmp_path / "fleet")
 
 
 def flow(states: dict[str, Any], context: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:
