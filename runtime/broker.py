@@ -118,7 +118,7 @@ class AsyncBroker:
     def check(self) -> None:
         """Raise BrokerClosed once it is shut down."""
         if self.fleet.draining:
-            raise BrokerClosed(f"the broker over {self.store.url} is shut down; open another one")
+            raise BrokerClosed("this broker is shut down; open another one")
 
     async def __aenter__(self) -> AsyncBroker:
         return self
@@ -144,7 +144,7 @@ class AsyncBroker:
             chunk = ids[start : start + CHUNK]
             for item_id, item in zip(chunk, await asyncio.gather(*map(self.store.driver.item, chunk)), strict=True):
                 if item is None:
-                    raise KeyError(f"no item {item_id!r} in {self.store.url}")
+                    raise KeyError(f"no item {item_id!r} in this store")
                 if item.state in ("completed", "dead"):
                     found += 1
                     yield outcome_of(item)
