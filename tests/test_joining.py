@@ -85,9 +85,9 @@ def rows(n: int, **each: Any) -> list[dict[str, Any]]:
     return [{"key": f"k{number}", "name": f"n{number}", **each} for number in range(n)]
 
 
-def ask(look: Callable[[Any], Any], url: str = "sqlite:fleet.db") -> Any:
+def ask(look: Callable[[Any], Any]) -> Any:
     async def asked() -> Any:
-        store = open_store(url)
+        store = open_store(os.environ.get("FLATFLEET_STORE", "sqlite:fleet.db"))
         try:
             return await look(store)
         finally:
@@ -149,7 +149,8 @@ def test_a_machine_may_have_an_input_of_that_name():
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_items_of_a_pool(start):
+def test_two_processes_share_the_items_of_a_pool(start, durable_url, monkeypatch):
+    monkeypatch.setenv("FLATFLEET_STORE", durable_url)
     enqueue(*rows(40, delay=0.02))
     children = [start(WORKER, "--task", "slow.yml", "--count", "3", "--worker-id", name) for name in ("here", "there")]
     for child in children:
