@@ -320,5 +320,17 @@ def test_status_and_explain_say_what_waits_for_nobody(here, capsys):
         assert json.loads(capsys.readouterr().out)["item"]["served"] is served
 
 
+def test_workers_are_shown_with_what_they_offer(here, capsys):
+    async def offer_some() -> None:
+        store = open_store()
+        worker = WorkerRegistration(worker_id="g", capabilities=["gpu", "region:eu"])
+        await store.driver.register(worker, "another process", 60.0, {"pool": "p", "parallelism": 1})
+        await store.close()
+
+    asyncio.run(offer_some())
+    assert main(["workers"]) == 0
+    assert "  g  active  idle  (pool p · parallelism 1 · offers gpu, region:eu · pid" in capsys.readouterr().out
+
+
 def test_a_message_names_what_is_offered():
     assert routing.told(("gpu",), 3, ()) == "3 items need gpu, which no worker offers"
