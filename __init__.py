@@ -1,7 +1,7 @@
 """flatfleet: run any FlatMachine over thousands of work items with a fleet of self-registering worker machines.
 
 The public API: `wire` (run our machines under the SDK's class), `compose` (a process's parts), `open_store`,
-`load_bundle`, `Machine`. Everything else is reached through them.
+`load_bundle`, `Machine`, `broker` (items and messages for programs of your own). Everything else is reached through them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 _API = {
     "wire": "flatfleet.run",
     "compose": "flatfleet.run",
+    "broker": "flatfleet.runtime.blocking",
     "open_store": "flatfleet.runtime.stores",
     "load_bundle": "flatfleet.runtime.bundle",
     "Machine": "flatfleet.runtime.machine",
     "FleetError": "flatfleet.runtime.errors",
 }
-__all__ = ["FleetError", "Machine", "compose", "load_bundle", "open_store", "wire"]
+__all__ = ["FleetError", "Machine", "broker", "compose", "load_bundle", "open_store", "wire"]
 
 
 def __getattr__(name: str) -> Any:

@@ -124,6 +124,12 @@ def add_engine(made: Parser) -> None:
     )
 
 
+def prefer(made: Parser, **chosen: str | None) -> None:
+    """Let what a machine file asks for take the place of a default, where no variable says otherwise."""
+    asked = {name: text for name, text in chosen.items() if text and not os.environ.get(f"FLATFLEET_{name.upper()}")}
+    made.set_defaults(**asked)
+
+
 def choice(*names: str) -> Callable[[str], str]:
     """The type of a flag that takes one of `names`."""
 

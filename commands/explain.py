@@ -13,6 +13,7 @@ from flatfleet.commands import cli, exits, finding
 from flatfleet.commands.durations import moment, span, took
 from flatfleet.commands.items import about, row
 from flatfleet.commands.terminal import document, finite, lines, plain, show
+from flatfleet.runtime import routing
 from flatfleet.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
 async def command(options: argparse.Namespace, parts: Any) -> int:
     (item,) = await finding.items([options.item], options, parts.store)
     attempts = await parts.store.work.pool(item.pool).attempts(item.id)
+    lacking = await _lacking(item, parts.store)
     if options.json:
-        told = row(item) | {"data": item.data, "result": item.result}
+        told = row(item) | {"data": item.data, "result": item.result, "served": not lacking}
         document({"store": parts.store.url, "item": told, "attempts": [_row(each) for each in attempts]})
     else:
-        show("\n".join(_lines(item, attempts, options.verbose)))
+        show("\n".join(_lines(item, attempts, lacking, options.verbose)))
     return exits.DONE
 
 
@@ -49,8 +51,18 @@ def _row(attempt: Attempt) -> dict[str, Any]:
     return asdict(attempt) | {"seconds": attempt.ended - attempt.started}
 
 
-def _lines(item: Item, attempts: Sequence[Attempt], whole: bool) -> Iterator[str]:
+async def _lacking(item: Item, store: Any) -> str:
+    """What no live worker offers of what an item that waits requires; empty if one can serve it, or it does not wait."""
+    if not item.requires or item.state not in ("ready", "delayed"):
+        return ""
+    left = routing.among({item.requires: 1}, await store.registration.list(), item.pool)
+    return "".join(left.lines())
+
+
+def _lines(item: Item, attempts: Sequence[Attempt], lacking: str, whole: bool) -> Iterator[str]:
     yield f"{plain(item.id)}  {about(item)}"
+    if lacking:
+        yield f"  {plain(lacking)}"
     yield f"  key {plain(item.key)} · pool {item.pool} · came {moment(item.created)}" + _wants(item)
     yield f"  {_cut(json.dumps(item.data, ensure_ascii=False), DATA_SHOWN, whole)}"
     cost = sum(each.cost for each in attempts)

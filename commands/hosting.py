@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from flatfleet.commands.session import DEADLINE, Session
 from flatfleet.commands.summary import Summary, drained, first_dead
 from flatfleet.runtime.dispatcher import Dispatcher, scaler_of
 from flatfleet.runtime.errors import FleetError, MachineError, UsageError
+from flatfleet.runtime.routing import unserved
 
 
 async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Mapping[str, Any]) -> int:
@@ -28,7 +30,8 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         )
     terminal.log_to_stderr(options.verbose)
     await parts.fleet.recover()
-    progress = Progress(pool, parts.engine, quiet=options.json, fleet=parts.fleet)
+    left = functools.partial(unserved, store, pool.name, parts.fleet.capabilities)
+    progress = Progress(pool, parts.engine, options.json, left, parts.fleet)
     dispatcher = Dispatcher(store, parts.engine)
     sent: list[str] = []
 
@@ -64,6 +67,7 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         interrupted=session.interrupted,
         handed_back=session.handed_back,
         drained=await drained(store, pool.name, counts, parts.engine.owners()),
+        unserved=await left(),
     )
     if options.json:
         told = messages.report(store, fleet, "".join(sent), message, [store.owner], decision)

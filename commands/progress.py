@@ -7,12 +7,15 @@ import contextlib
 import sys
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from flatfleet.commands import terminal
 from flatfleet.commands.durations import span, until
 from flatfleet.commands.finding import count
+from flatfleet.runtime import routing
 from flatfleet.runtime.errors import StoreError
+from flatfleet.runtime.routing import Unserved
 from flatfleet.runtime.stores.records import Counts
 
 TICK = 0.2
@@ -21,12 +24,16 @@ PAUSE_EVERY = 1.0
 """Seconds between two questions whether the pool is paused."""
 WINDOW = 10.0
 SKIPS_SHOWN = 5
+Look = Callable[[], Awaitable[Unserved]]
+"""Looks for the items that nobody serves."""
 
 
 class Progress:
     """Watches one pool while it is entered; prints to standard error, so that standard output stays data."""
 
-    def __init__(self, pool: Any, engine: Any, quiet: bool = False, fleet: Any = None) -> None:
+    def __init__(
+        self, pool: Any, engine: Any, quiet: bool = False, unserved: Look | None = None, fleet: Any = None
+    ) -> None:
         self._pool = pool
         self._engine = engine
         self._fleet = fleet
@@ -36,6 +43,8 @@ class Progress:
         self._errors: dict[str, int] = {}
         self._paused: float | None = None
         self._asked = -PAUSE_EVERY
+        self._unserved = unserved
+        self._warned: set[tuple[str, ...]] = set()
         self._bar: Any = None
         self._task: Any = None
 
@@ -93,6 +102,7 @@ class Progress:
                     self._errors = await self._pool.errors()
                 if time.monotonic() - self._asked >= PAUSE_EVERY:
                     await self._ask()
+                    await self._warn()
             except StoreError:
                 return  # whoever works with the store says what is wrong with it
             now = time.monotonic()
@@ -109,6 +119,13 @@ class Progress:
     async def _ask(self) -> None:
         if self._pool is not None and not self.quiet:
             self._asked, self._paused = time.monotonic(), await self._pool.paused()
+
+    async def _warn(self) -> None:
+        """Say once, for each set of capabilities, that items wait for what no worker offers."""
+        left = await self._unserved() if self._unserved is not None else Unserved()
+        for need in left.needs.keys() - self._warned:
+            self._warned.add(need)
+            self.say(f"waiting: {terminal.plain(routing.told(need, left.needs[need], left.offered))}")
 
     def _pause(self) -> str:
         return "" if self._paused is None else f"paused until {until(self._paused)}"

@@ -37,6 +37,8 @@ def line(worker: dict[str, Any]) -> str:
         f"parallelism {worker['parallelism']}",
         f"pid {worker['pid']} on {worker['host']}",
     ]
+    if worker["capabilities"]:
+        about.insert(2, f"offers {', '.join(worker['capabilities'])}")
     heard = f"heard of {span(max(0.0, time.time() - datetime.fromisoformat(worker['heartbeat']).timestamp()))} ago"
     return f"  {plain(worker['id'])}  {worker['status']}  {_doing(worker)}  ({' · '.join(map(plain, [*about, heard]))})"
 

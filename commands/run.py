@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatfleet.commands import cli, durations, flags, terminal
+from flatfleet.commands import cli, durations, flags, joining, terminal
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.session import DEADLINE, Session
 from flatfleet.commands.summary import Summary, drained, first_dead
@@ -24,7 +24,8 @@ LLM_LIBRARIES = ("litellm", "aisuite")
 
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     """Load the machine that the first word names, and parse the rest as its inputs."""
-    from flatfleet.runtime import bundle, fleet_settings
+    from flatfleet.runtime import bundle, distributed, fleet_settings
+    from flatfleet.runtime.stores.keys import check_capabilities
 
     file, rest = argv[0], argv[1:]
     early = cli.Parser(add_help=False, allow_abbrev=False)
@@ -33,23 +34,28 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     chosen, _ = early.parse_known_args(rest)
     config = bundle.load(file, task=chosen.task, agents=chosen.agents, known=known())
     specs = bundle.inputs(config)
+    asked = distributed.choice(config)
     made = _parser(file, config.get("metadata", {}).get("description", ""))
+    cli.prefer(made, store=asked.store, engine=asked.engine)
+    joining.add(made, specs, rest, file)
     flags.add(made, specs, file)
     options = cli.finish(made, rest, file)
     options.inputs = flags.inputs(options, specs, file)
     task = _task(config)
+    if "pool" in specs and asked.pool and not options.inputs.get("pool"):
+        options.inputs["pool"] = asked.pool
     if options.task and "pool" in specs and not options.inputs.get("pool") and task:
         options.inputs["pool"] = task["data"].get("name", "task")
     if options.stay and options.inputs.get("until_empty"):
         raise UsageError("--until-empty ends with the pool, and --stay waits for more items: give one of them")
-    if "policy" in specs and (policy := options.inputs.get("policy") or fleet_settings.inside(config)):
+    if "policy" in specs and (policy := options.inputs.get("policy") or fleet_settings.policy_of(config)):
         options.inputs["policy"] = fleet_settings.load(policy)
     if any(_flatagents(config)) and not any(map(importlib.util.find_spec, LLM_LIBRARIES)):
         raise UsageError(
             f"agent '{next(_flatagents(config))}' asks a model, and no library for that is installed: "
             'pip install "flatfleet[llm]", or take the agents that need none: --agents offline'
         )
-    options.capabilities = tuple(filter(None, map(str.strip, options.capabilities.split(","))))
+    options.capabilities = check_capabilities(options.capabilities, "--capabilities")
     options.grace = options.drain_deadline
     options.bundle, options.file, options.agents = config, file, chosen.agents
     options.writes = task is None or "out" in bundle.used_inputs(task)
@@ -77,7 +83,12 @@ def _parser(file: str, description: str) -> cli.Parser:
         help="seconds (or 10m, 2h) that the items in hand have to finish after the first Ctrl-C (default: 30)",
     )
     cli.add_engine(made)
-    made.add_argument("--capabilities", default="", metavar="A,B", help="what the workers here can serve")
+    made.add_argument(
+        "--capabilities",
+        default=os.environ.get("FLATFLEET_CAPABILITIES") or "",
+        metavar="A,B",
+        help="what the workers here can serve, or FLATFLEET_CAPABILITIES: they get the items that require no more",
+    )
     return made
 
 
@@ -102,6 +113,7 @@ def _flatagents(config: Mapping[str, Any]) -> Iterator[str]:
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
     from flatfleet.runtime.dispatcher import Dispatcher
+    from flatfleet.runtime.routing import Unserved, unserved
 
     terminal.log_to_stderr(options.verbose)
     source = options.bundle.source
@@ -111,9 +123,12 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     machine = parts.machine(options.bundle, str(source.parent if source else Path.cwd()), name)
     settings = options.defaults | {name: value for name, value in options.inputs.items() if value is not None}
     pool = parts.store.work.pool(settings["pool"]) if settings.get("pool") else None
-    progress = Progress(pool, parts.engine, quiet=options.json, fleet=parts.fleet)
+    left = functools.partial(unserved, parts.store, pool.name, parts.fleet.capabilities) if pool else None
+    progress = Progress(pool, parts.engine, options.json, left, parts.fleet)
     dispatcher = Dispatcher(parts.store, parts.engine)
     named = functools.partial(parts.engine.run_named, machine) if name else None
+    if getattr(options, "count", None) is not None:
+        named = functools.partial(_join, options, parts, machine)
     session = Session(parts, machine, options.drain_deadline, progress, dispatcher, named)
     started = time.monotonic()
     output, error = await session.execute(options.inputs)
@@ -137,9 +152,14 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         interrupted=session.interrupted,
         handed_back=session.handed_back,
         drained=await drained(parts.store, pool.name, counts, parts.engine.owners()) if pool else 0,
+        unserved=await left() if left else Unserved(),
     )
     terminal.show(json.dumps(summary.as_dict()) if options.json else summary.text())
     return await session.end(summary.exit_code(parts.engine.failures()))
+
+
+async def _join(options: argparse.Namespace, parts: Any, machine: Any, _: Mapping[str, Any]) -> dict[str, Any]:
+    return await joining.launch(options, parts, machine)
 
 
 def _name(options: argparse.Namespace) -> str | None:

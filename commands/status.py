@@ -12,7 +12,7 @@ from flatfleet.commands import cli, decided, engines, exits, finding
 from flatfleet.commands.durations import span, until
 from flatfleet.commands.finding import count
 from flatfleet.commands.terminal import document, plain, show
-from flatfleet.runtime import engine_notes, scaling
+from flatfleet.runtime import engine_notes, routing, scaling
 from flatfleet.runtime.owner import is_dead
 
 SHOWN = 20
@@ -63,12 +63,18 @@ async def _pool(store: Any, name: str, records: Sequence[Any]) -> dict[str, Any]
 
     pool, fleet = store.work.pool(name), store.fleet(name)
     counts, until, decisions = await pool.counts(), await pool.paused(), await fleet.decisions(1)
+    needs = await pool.requirements()
+    unserved = routing.among(needs, records, name)
     draining = [each for each in records if each.status == "terminating" and scaling.pool_of(each) == name]
     return {
         **asdict(counts),
         "left": counts.left,
         "total": counts.total,
         "errors": await pool.errors() if counts.dead else {},
+        "requires": [
+            {"requires": list(k), "items": n, "served": k not in unserved.needs} for k, n in sorted(needs.items())
+        ],
+        "unserved": unserved.lines(),
         "paused": until is not None,
         "paused_until": until,
         "target": await fleet.target(),
@@ -85,6 +91,7 @@ def _lines(name: str, about: dict[str, Any]) -> list[str]:
     by_state = " · ".join(f"{about[state]:,} {state}" for state in _STATES if about[state])
     lines = [f"pool {name}: {count(about['total'], 'item')}" + (f": {by_state}" if by_state else "")]
     lines += [f"  {n:,} × {plain(error)}" for error, n in about["errors"].items()]
+    lines += [f"  {plain(line)}" for line in about["unserved"]]
     if about["paused"]:
         lines.append(f"  paused until {until(about['paused_until'])}")
     decision = about["last_decision"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from flatfleet.commands import exits
 from flatfleet.commands.terminal import lines, plain
+from flatfleet.runtime.routing import Unserved
 from flatfleet.runtime.stores.records import Counts, Item
 
 DEAD_SHOWN = 5
@@ -22,7 +23,8 @@ REASON_SHOWN = 200
 class Summary:
     """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items.
 
-    `drained` are the workers of this process, or of its hosts, that somebody told to end, where they have left items.
+    `drained` are the workers of this process, or of its hosts, that somebody told to end, where they have left items;
+    `unserved` are the items that wait for what no worker offers.
     """
 
     machine: str
@@ -39,6 +41,7 @@ class Summary:
     handed_back: int
     dead: Sequence[Item] = field(default_factory=list)
     drained: int = 0
+    unserved: Unserved = field(default_factory=Unserved)
 
     def as_dict(self) -> dict[str, Any]:
         counts = asdict(self.counts) | {"left": self.counts.left, "total": self.counts.total} if self.counts else None
@@ -59,6 +62,7 @@ class Summary:
             "interrupted": self.interrupted,
             "handed_back": self.handed_back,
             "drained": self.drained,
+            "unserved": self._unserved().rows(),
         }
 
     def text(self) -> str:
@@ -70,6 +74,7 @@ class Summary:
         said = [self._head(counts), *self._faults(counts)]
         if self.out and counts.completed and Path(self.out).is_dir():
             said.append(f"Reports are in {plain(self.out.rstrip('/'))}/")
+        said += self._for_others()
         if self.drained and not self.interrupted:
             said.append(f"{counts.left} left: the workers here were drained; the same command goes on")
         if self.durable and counts.completed + counts.dead:
@@ -87,9 +92,18 @@ class Summary:
             return max(exits.code_of(error) for error in failures.values())
         if self.drained:
             return exits.INTERRUPTED
-        if (self.counts is not None and self.counts.dead) or self.output.get("skipped"):
+        if (self.counts is not None and self.counts.dead) or self.output.get("skipped") or self._unserved():
             return exits.SOME_FAILED
         return exits.DONE
+
+    def _unserved(self) -> Unserved:
+        """What was left to nobody, where workers have run."""
+        return Unserved() if self.output.get("workers") == 0 else self.unserved
+
+    def _for_others(self) -> list[str]:
+        left = self._unserved()
+        said = [f"  {plain(line)}" for line in left.lines()]
+        return [*said, f"  A worker that can serve them: the same command with {plain(left.flag())}"] if left else []
 
     def _parked(self) -> str:
         where = f"{self.machine} is parked at '{plain(str(self.output.get('_channel')))}'"

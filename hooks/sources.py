@@ -9,6 +9,7 @@ from flatfleet.runtime.errors import SourceError
 from flatfleet.runtime.feeder import Feeder
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.places import check_writable, located
+from flatfleet.runtime.routing import check_capabilities
 from flatfleet.runtime.sources import expand, parse_fields
 from flatfleet.runtime.values import text, whole
 
@@ -23,11 +24,12 @@ async def enqueue(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     limit = whole(context, "limit", 0, least=1) or None
     given, _ = context.get("workers") not in (None, ""), whole(context, "parallelism", 1, least=1)
     workers = whole(context, "workers", 0) if given else None
+    requires = check_capabilities(text(context, "requires"), "--requires")
     check_writable(text(context, "out"))
     found = iter(expand(located(text(context, "input")), limit=limit, fields=fields))
     if context.get("retry_dead") in (True, "true", "True"):
         await pool.retry()
-    feeder = Feeder(fleet, pool, 0)
+    feeder = Feeder(fleet, pool, 0, requires)
     await feeder.feed(found, lambda: False)
     if not feeder.added + feeder.known:
         raise SourceError("nothing in the input can be worked on: " + "; ".join(feeder.reasons[:3]))

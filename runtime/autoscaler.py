@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flatfleet.runtime import fleet_settings, metrics
+from flatfleet.runtime import fleet_settings, metrics, routing
 from flatfleet.runtime.errors import StoreError, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.policies import deciding, memory
@@ -94,10 +94,19 @@ class Autoscaler:
         context.update(closed=await self._closed(), error=None, last_error=None)
         if context["closed"]:
             return context
-        o = await metrics.observe(self._fleet.store, self._record.name, self._settings())
+        o = await self._servable(await metrics.observe(self._fleet.store, self._record.name, self._settings()))
         silent = min(context.get("silent") or began, began)
         context["seen"] = replace(o, measured=min(o.at, silent)).data()
         return context
+
+    async def _servable(self, o: Observation) -> Observation:
+        """Without the items that require what this process does not offer: more workers of its would not serve them."""
+        needs = await self._fleet.store.driver.requirements(self._record.name)
+        foreign = sum(routing.missing(needs, [self._fleet.capabilities]).values())
+        if not foreign or o.waiting is None:
+            return o
+        waiting = max(0, min(o.waiting, o.waiting + (o.delayed or 0) - foreign))
+        return replace(o, waiting=waiting, oldest_wait=o.oldest_wait if waiting else None)
 
     @_answered
     async def decide(self) -> dict[str, Any]:

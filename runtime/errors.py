@@ -12,6 +12,7 @@ FleetError
 ├── EngineError             an engine cannot run what was launched (exit code 4)
 │   ├── PoolAtCapacity      all hosts are full, and there may be no more of them
 │   └── HostDied            the process that a machine ran in has ended
+├── BrokerClosed            a broker was used after its shutdown
 ├── LeaseLost               the item, or the registration, belongs to somebody else by now
 ├── MachineError            a machine broke one of its own bounds or rules
 │   ├── StepLimitReached    settings.max_steps
@@ -89,6 +90,12 @@ class PoolAtCapacity(EngineError):
 
 class HostDied(EngineError):
     """The process that a machine ran in has ended before it."""
+
+
+class BrokerClosed(FleetError):
+    """A broker was used after its shutdown."""
+
+    permanent = True
 
 
 class LeaseLost(FleetError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from typing import Any
 
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.sources import Skipped, Source
 from flatfleet.runtime.stores.bell import heard
+from flatfleet.runtime.stores.records import NewItem
 from flatfleet.runtime.stores.store import Pool
 
 CHUNK = 500
@@ -20,12 +21,13 @@ LOOK = 0.1
 class Feeder:
     """Pushes what a list holds into a pool of which at most `limit` items may be left at any time (0: any number).
 
+    Each item requires the capabilities `requires`, and those that its source names.
     One feeder pushes at a time, whatever process it is in, so the limit holds for all of them together. `taken` counts
     the entries that are done with; `added`, `known` and `skipped` say what came of them.
     """
 
-    def __init__(self, fleet: Fleet, pool: Pool, limit: int) -> None:
-        self._fleet, self._pool, self._limit = fleet, pool, limit
+    def __init__(self, fleet: Fleet, pool: Pool, limit: int, requires: Collection[str] = ()) -> None:
+        self._fleet, self._pool, self._limit, self._requires = fleet, pool, limit, requires
         self.taken = self.added = self.known = self.skipped = 0
         self.reasons: list[str] = []
 
@@ -51,7 +53,7 @@ class Feeder:
             room = self._limit - (await self._pool.counts()).left if self._limit else len(chunk)
             taken = chunk[: max(0, room)]
             sources = [each for each in taken if isinstance(each, Source)]
-            news = await self._pool.push_many([self._pool.new(each.data, key=each.key) for each in sources])
+            news = await self._pool.push_many([self._new(each) for each in sources])
         finally:
             if self._limit:
                 await lock.release(turn)
@@ -62,6 +64,9 @@ class Feeder:
         self.reasons += [f"{each.where}: {each.why}" for each in taken if isinstance(each, Skipped)]
         del self.reasons[SHOWN:]
         return len(taken)
+
+    def _new(self, source: Source) -> NewItem:
+        return self._pool.new(source.data, key=source.key, requires={*source.requires, *self._requires})
 
     def told(self) -> dict[str, Any]:
         return {"added": self.added, "known": self.known, "skipped": self.skipped, "skipped_first": self.reasons}

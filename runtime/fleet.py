@@ -16,6 +16,7 @@ from flatfleet.runtime.heart import POLL, SELDOM, TOPIC, Heart
 from flatfleet.runtime.lease import Lease
 from flatfleet.runtime.lounge import Lounge
 from flatfleet.runtime.owner import is_dead
+from flatfleet.runtime.stores.keys import check_capabilities
 from flatfleet.runtime.stores.records import LIVE_WORKER, Claim
 from flatfleet.runtime.stores.store import Store
 from flatfleet.runtime.threads import in_daemon
@@ -36,12 +37,12 @@ class Fleet:
 
     def __init__(self, store: Store, *, capabilities: Collection[str] = (), served: bool = False) -> None:
         self.store = store
-        self.capabilities = frozenset(capabilities)
+        self.capabilities = frozenset(check_capabilities(capabilities, "capabilities"))
         self.served = served
         self.leases: dict[str, Lease] = {}
         self.workers: dict[str, str] = {}
         self.bookings = Bookings(self)
-        self.lounge = Lounge(store)
+        self.lounge = Lounge(store, lambda: self.capabilities)
         self.draining = False
         self._stopping = asyncio.Event()
         self._heart = Heart(store, self)
@@ -132,16 +133,14 @@ class Fleet:
 
         Atomic for each dead process; twice changes nothing. Elsewhere leases run out; those of this process are renewed.
         """
-        items, lost, bell = 0, [], self.store.bell
+        items, lost = 0, []
         for owner in await self.store.driver.owners():
             if is_dead(owner):
                 items += await self.store.driver.hand_back(owner=owner, crashed=True)
                 lost += await self.store.driver.mark_lost(owner)
         lost += (await asyncio.gather(self.beat(), self.store.driver.mark_lost(None)))[1]
-        if items:
-            bell.announce(*await self.store.driver.pools())
-        if lost:
-            bell.announce(TOPIC)
+        topics = [*(await self.store.driver.pools() if items else ()), *([TOPIC] if lost else ())]
+        self.store.bell.announce(*topics)
         return items, lost
 
     async def close(self) -> None:

@@ -18,6 +18,8 @@ from flatfleet.runtime.policies.settings import PRESETS, Cost, Settings, seconds
 WHERE = "settings.fleet"
 INSIDE = ("data", "settings", "fleet")
 """Where the settings stand in a machine file."""
+PLACES = ("pool", "engine", "store")
+"""Keys that say where a fleet is, and nothing of how it scales."""
 _SHOWN = 80
 
 
@@ -40,7 +42,7 @@ def validate(data: Any, where: str = WHERE) -> Settings:
     found = faults(data, where)
     if found:
         raise UsageError("\n".join(found))
-    return settings(data or {})
+    return settings(_policy(data or {}))
 
 
 def load(policy: Any, others: Sequence[str] = ()) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def load(policy: Any, others: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(policy, Mapping):
         raise UsageError(f"{where} must be a mapping such as {{mode: target, max: 20}}, got {_shown(policy)}")
     validate(policy, where)
-    return dict(policy)
+    return _policy(policy)
 
 
 def _of_file(path: Path, others: Sequence[str]) -> Any:
@@ -99,6 +101,23 @@ def inside(machine: Mapping[str, Any]) -> Any:
     return value
 
 
+def policy_of(machine: Mapping[str, Any]) -> Any:
+    """What `settings.fleet` of a machine says of how it scales; None or {} where it says nothing."""
+    found = inside(machine)
+    return _policy(found) if isinstance(found, Mapping) else found
+
+
+def places(machine: Mapping[str, Any]) -> dict[str, str]:
+    """Which `pool`, `engine` and `store` the `settings.fleet` of a machine names."""
+    found = inside(machine)
+    given = found if isinstance(found, Mapping) else {}
+    return {name: given[name] for name in PLACES if given.get(name) and isinstance(given[name], str)}
+
+
+def _policy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name not in PLACES}
+
+
 def faults(data: Any, where: str = WHERE) -> list[str]:
     """One line for each fault, in the order of the file; none where all is well."""
     return [fault.text for fault in located(data, where)]
@@ -111,7 +130,7 @@ def located(data: Any, where: str = WHERE) -> list[Fault]:
     found = [*_unfinite(data, where, ())] or [*_of_schema(data, where)] or [*_of_schedule(data, where)]
     if not found:
         try:
-            settings(data)
+            settings(_policy(data))
         except ValueError as error:
             name = str(error).partition(" ")[0].strip(":")
             found = [Fault((name,) if name in data else (), f"{where}.{error}")]

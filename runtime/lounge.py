@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Literal
 
+from flatfleet.runtime.routing import missing, unserved
+from flatfleet.runtime.stores.records import Counts
 from flatfleet.runtime.stores.store import Store
 
 Why = Literal["woken", "empty", "timeout", "dismissed", "paused"]
@@ -68,10 +71,14 @@ class _Seen:
 
 
 class Lounge:
-    """Idle workers by pool. A waiting worker costs a future; a pool with waiters costs one task."""
+    """Idle workers by pool. A waiting worker costs a future; a pool with waiters costs one task.
 
-    def __init__(self, store: Store) -> None:
+    `able()` are the capabilities of this process: what requires others wakes nobody here.
+    """
+
+    def __init__(self, store: Store, able: Callable[[], Collection[str]] = tuple) -> None:
         self._store = store
+        self._able = able
         self._waiters: defaultdict[str, _Waiters] = defaultdict(_Waiters)
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._seen: dict[str, _Seen] = {}
@@ -90,9 +97,10 @@ class Lounge:
         """Wait until there may be work ("woken"), or `timeout` seconds have passed ("timeout").
 
         Without a time-out it ends also when nothing is left in the pool, not even claimed or delayed ("empty"), nor in
-        the pools `upstream` that it is filled from; the first of them comes first.
-        `again` says that the waiter was woken and could claim nothing: what was ready then (items that need other
-        capabilities, say) does not wake it a second time within the second.
+        the pools `upstream` that it is filled from; the first of them comes first. What no live worker can serve does
+        not keep it.
+        `again` says that the waiter was woken and could claim nothing: what was ready then does not wake it a second
+        time within the second.
         A pool that is paused wakes nobody, and a time-out that passes then ends in "paused". One in which `limit` items
         are claimed wakes nobody until one of them has ended. `limit` and `upstream` are those of the last who came.
         """
@@ -154,7 +162,8 @@ class Lounge:
         """Wake whom the state of the pool concerns; return the seconds after which to look again at the latest."""
         pool, seen = self._store.work.pool(name), self._seen.setdefault(name, _Seen())
         counts = await pool.counts()
-        ready = counts.waiting + counts.expired
+        foreign = await self._foreign(name, counts)
+        ready = min(counts.waiting, counts.waiting + counts.delayed - foreign) + counts.expired
         if waiters.limit:
             ready = min(ready, max(0, waiters.limit - counts.claimed))
         until = await pool.paused() if ready else None
@@ -168,18 +177,29 @@ class Lounge:
             waiters.release(waiters.everyone, "woken", ready)
         elif ready:
             waiters.release(waiters.fresh, "woken", ready)
-        elif counts.left == 0:
+        elif counts.left == foreign:
             if waiters.leaving and await self._settled(name, waiters.upstream):
                 waiters.release(waiters.leaving, "empty")
-        elif counts.delayed:
+        elif counts.waiting + counts.delayed > foreign:
             due = await pool.next_due()
             pause = min(POLL, max(0.001, (due or 0.0) - time.time()))
         seen.ready = ready
         return pause
 
     async def _settled(self, name: str, upstream: tuple[str, ...]) -> bool:
-        """True if an empty pool stays so: nothing is left in those before it, and it was empty still after they were."""
-        for each in (*upstream, name) if upstream else ():
-            if (await self._store.work.pool(each).counts()).left:
+        """True if an empty pool stays so: nothing is left in those before it, and it was empty still after they were.
+
+        Items that wait for what no live worker offers are left to nobody.
+        """
+        for each in (*upstream, name):
+            left = (await self._store.work.pool(each).counts()).left
+            if left and left > (await unserved(self._store, each, self._able())).items:
                 return False
         return True
+
+    async def _foreign(self, name: str, counts: Counts) -> int:
+        """How many of the items that wait require what this process does not offer."""
+        if not counts.waiting + counts.delayed:
+            return 0
+        needs = await self._store.work.pool(name).requirements()
+        return min(sum(missing(needs, [frozenset(self._able())]).values()), counts.waiting + counts.delayed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flatfleet.runtime.errors import UsageError
+from flatfleet.runtime.stores.keys import check_capabilities
 
 MAX_ROW = 64 * 2**20
 _CHUNK = 2**20
@@ -63,6 +64,19 @@ def row_key(row: Mapping[str, Any], file_name: str = "") -> str:
         return ""
     canonical = json.dumps(row, sort_keys=True, separators=(",", ":"))
     return f"{file_name}#{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+def row_requires(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a row's `requires` says, if it has one: a list of capabilities, or one text with commas; raises BadRow."""
+    given = row.get("requires")
+    if given is None:
+        return ()
+    if not isinstance(given, str | list):
+        raise BadRow(f"its field 'requires' is {_TYPES.get(type(given), 'an object')}: it takes a list of capabilities")
+    try:
+        return check_capabilities(given, "its field 'requires'")
+    except UsageError as error:
+        raise BadRow(str(error)) from None
 
 
 def parse_fields(text: str) -> dict[str, str]:

@@ -127,10 +127,16 @@ def size(record: Any) -> int:
 
 
 def alive(records: Iterable[Any], pool: str, now: float, is_dead: Callable[[str], bool]) -> list[Worker]:
-    """The workers of a pool that count: active, their process not known to be dead, and their lease not over at `now`."""
+    """The workers of a pool that count."""
+    live = active(records, pool, now, is_dead)
+    return [Worker(record.worker_id, size(record), record.current_task_id) for record in live]
+
+
+def active(records: Iterable[Any], pool: str, now: float, is_dead: Callable[[str], bool]) -> list[Any]:
+    """The records that count: active, their process not known to be dead, and their lease not over at `now`."""
     dead = functools.cache(is_dead)
     return [
-        Worker(record.worker_id, size(record), record.current_task_id)
+        record
         for record in records
         if record.status == "active"
         and pool_of(record) == pool

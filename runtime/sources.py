@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flatfleet.runtime.errors import SourceError, UsageError, did_you_mean
-from flatfleet.runtime.rows import BadRow, parse_fields, read_rows, row_key, with_fields
+from flatfleet.runtime.rows import BadRow, parse_fields, read_rows, row_key, row_requires, with_fields
 
 __all__ = ["Skipped", "Source", "expand", "parse_fields"]
 
@@ -34,10 +34,11 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Source:
-    """One work item: the key that makes it unique, and the data that its task gets."""
+    """One work item: the key that makes it unique, the data that its task gets, and the capabilities that it requires."""
 
     key: str
     data: dict[str, Any]
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def expand(
 
     A spec is a folder (recursive and sorted; hidden names and linked folders are left out), a glob (`**` works) or
     a file; `~` expands. A document becomes `{"path": absolute path, "name": stem}` with the path as its key; a row
-    becomes an item whose key is its `key`, `id` or `doi`, else `{file name}#{hash of the row}`. `fields` sets
-    `target=source` in each item first. At most `limit` sources are returned; what is skipped does not count.
+    becomes an item whose key is its `key`, `id` or `doi`, else `{file name}#{hash of the row}`, for workers that offer
+    what its `requires` names. `fields` sets `target=source` in each first. At most `limit` sources come, and any skips.
 
     Every spec is checked before this returns: raises SourceError for one that is not there, not supported, not readable
     or without a supported file, UsageError for a negative `limit`. The iterator raises SourceError if it found nothing.
@@ -142,8 +143,7 @@ def _walk(root: Path) -> Iterator[_Found | Skipped]:
 def _matches(spec: str, pattern: str) -> Iterator[_Found | Skipped]:
     found = sorted(Path(match) for match in glob.iglob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns
     files = [match for match in found if not match.is_dir()]
-    usable = [match for match in files if _suffix(match.name)]
-    if usable:
+    if usable := [match for match in files if _suffix(match.name)]:
         return (_Found(Path(os.path.abspath(match)), str(match)) for match in usable)  # noqa: PTH100
     if files:
         raise SourceError(_nothing(f"the glob {spec!r}", files))
@@ -174,10 +174,10 @@ def _missing(spec: str, path: Path) -> str:
 def _near(folder: Path, name: str) -> str:
     """Say which names in `folder` are closest to `name`: a handful, for a folder may hold thousands."""
     try:
-        names = sorted(e.name + "/" * e.is_dir() for e in folder.iterdir() if e.is_dir() or _suffix(e.name))
+        found = sorted(e.name + "/" * e.is_dir() for e in folder.iterdir() if e.is_dir() or _suffix(e.name))
     except OSError:
         return f"; {folder} cannot be listed"
-    names = [entry for entry in names if not entry.startswith(".")]
+    names = [entry for entry in found if not entry.startswith(".")]
     known = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
     more = f" (and {len(names) - len(known)} more)" if len(names) > len(known) else ""
     return f" (looked in {folder})" + (did_you_mean(name, known) or " — nothing there is supported") + more
@@ -237,7 +237,7 @@ def _open(entry: _Found | Skipped, fields: dict[str, str]) -> Iterator[tuple[int
             yield line, _source(row, fields, _where(label, line), path.name)
     else:
         item = _source({"path": str(path), "name": path.stem}, fields, label, path.name)
-        yield 0, Source(str(path), item.data) if isinstance(item, Source) else item
+        yield 0, Source(str(path), item.data, item.requires) if isinstance(item, Source) else item
 
 
 def _source(row: dict[str, Any] | BadRow, fields: dict[str, str], where: str, name: str) -> Source | Skipped:
@@ -245,6 +245,6 @@ def _source(row: dict[str, Any] | BadRow, fields: dict[str, str], where: str, na
         if isinstance(row, BadRow):
             raise row
         data = with_fields(row, fields)
+        return Source(row_key(data) or row_key(data, name), data, row_requires(data))
     except BadRow as bad:
         return Skipped(where, str(bad))
-    return Source(row_key(data) or row_key(data, name), data)

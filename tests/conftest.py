@@ -124,11 +124,30 @@ def kit() -> Kit:
     return Kit(open_store("memory:"))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+#: A URL of a fresh store of every kind. A new one is one line here: fresh path → URL.
+URLS: dict[str, Callable[[Path], str]] = {
+    "memory": lambda path: "memory:",
+    "sqlite": lambda path: f"sqlite:{path.with_suffix('.db')}",
+}
+
+
+@pytest.fixture(params=list(URLS))
 def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
     from flatfleet.runtime.stores import open_store
 
-    return Kit(open_store("memory:" if request.param == "memory" else f"sqlite:{tmp_path / 'fleet.db'}"))
+    return Kit(open_store(URLS[request.param](tmp_path / "fleet")))
+
+
+@pytest.fixture(params=list(URLS))
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh store, for who opens it himself."""
+    return URLS[request.param](tmp_path / "fleet")
+
+
+@pytest.fixture(params=[name for name in URLS if name != "memory"])
+def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same, of the stores that outlive their process."""
+    return URLS[request.param](tmp_path / "fleet")
 
 
 @pytest.fixture

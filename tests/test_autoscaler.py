@@ -415,3 +415,15 @@ async def test_a_rerun_leaves_the_autoscaler_that_there_is(crew):
         source = {"input": str(crew.empty()), "pool": "p", "out": "", "policy": POLICY, "workers": 0}
         await launcher.execute(input=source)
         assert [name for name in crew.kit.engine._tasks if name.endswith(".autoscaler")] == ["p.autoscaler"]
+
+
+async def test_what_this_process_cannot_serve_is_no_demand_for_more_of_its_workers(crew):
+    await crew.pool.push_many([crew.pool.new({}, requires=["gpu"]) for _ in range(30)])
+    context = crew.context()
+    await actions.observe(context, crew.fleet)
+    assert (context["seen"]["waiting"], context["seen"].get("oldest_wait")) == (0, None)
+    await crew.pool.push_many([crew.pool.new({}) for _ in range(2)])
+    assert (await crew.round(context))["desired"] == 2
+    crew.fleet.capabilities = frozenset({"gpu"})
+    await actions.observe(context, crew.fleet)
+    assert context["seen"]["waiting"] == 32

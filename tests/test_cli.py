@@ -175,7 +175,7 @@ def test_flags_over_with_over_defaults() -> None:
 def test_run_is_the_verb_without_a_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLATFLEET_STORE", "memory:")
     options = parse("run", LAUNCHER, "--capabilities", " gpu, ,eu ", "--store=sqlite:x%d.db")
-    assert (options.capabilities, options.store) == (("gpu", "eu"), "sqlite:x%d.db")
+    assert (options.capabilities, options.store) == (("eu", "gpu"), "sqlite:x%d.db")
     assert parse(LAUNCHER).store == "memory:"
 
 

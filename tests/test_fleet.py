@@ -509,6 +509,8 @@ async def test_items_that_nobody_here_can_claim_do_not_keep_the_workers_spinning
         return context
 
     pool = await push(any_kit, "gpu1", "gpu2", requires=["gpu"])
+    elsewhere = WorkerRegistration(worker_id="g", capabilities=["gpu"])
+    await any_kit.store.driver.register(elsewhere, "another process", 60.0, {"pool": "p"})
     claims, claim = 0, any_kit.store.driver.claim
 
     async def counted(*args):

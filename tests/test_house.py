@@ -30,6 +30,7 @@ LONGEST = 250
 LONGER = {
     "runtime/machine.py": "one class over the SDK's",
     "runtime/documents/pdf.py": "one format",
+    "runtime/engines/inline.py": "one engine",
     "runtime/stores/contract.py": "one contract, most of it docstrings",
     "runtime/stores/group.py": "one mechanism",
     "runtime/stores/sqlite.py": "one driver, an operation after the other",

@@ -212,6 +212,8 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
             )
             assert self.run(self.driver.counts("p")) == recount
             assert sum(self.run(self.driver.errors("p")).values()) == recount.dead
+            needy = sum(item.gpu and item.state in ("ready", "delayed") for item in self.model.values())
+            assert self.run(self.driver.requirements("p")) == ({("gpu",): needy} if needy else {})
 
     return Lives
 

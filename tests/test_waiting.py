@@ -239,9 +239,9 @@ async def test_a_look_at_an_empty_pool_touches_nobody_who_stays(any_kit, monkeyp
 
 
 async def test_a_look_that_wakes_nobody_in_vain_touches_nobody(any_kit, monkeypatch):
-    """Work that nobody here can do: those who were woken for it just now are passed over without a glance."""
+    """Work that others will have taken: those who were woken for it just now are passed over without a glance."""
     pool = any_kit.store.work.pool("p")
-    await pool.push({}, {"key": "gpu", "requires": ["gpu"]})
+    await pool.push({}, {"key": "taken soon"})
     monkeypatch.setattr(lounge, "time", type("Still", (), {"monotonic": lambda: 0.5, "time": lambda: 0.0}))
     any_kit.fleet.lounge._seen["p"] = seen = lounge._Seen()
     seen.ready = 1

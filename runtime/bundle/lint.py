@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from flatfleet.runtime import fleet_settings
+from flatfleet.runtime import distributed, fleet_settings
 from flatfleet.runtime.bundle.lint_schema import Fault, schema_faults
 from flatfleet.runtime.bundle.lint_values import value_faults
 from flatfleet.runtime.bundle.shapes import initial_state, listing, mapping, named, targets
@@ -28,7 +28,7 @@ _NEEDS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("tool_loop", ("agent",)),
     ("session_id", ("agent",)),
 )
-_SETTINGS = ("max_steps", "max_parallel", "tasks", "fleet", "max_depth", "parallel_fallback")
+_SETTINGS = ("max_steps", "max_parallel", "tasks", "fleet", "distributed", "max_depth", "parallel_fallback")
 _SIGNAL_ONLY = ("action", "launch", "machine", "foreach", "agent")
 
 
@@ -57,6 +57,8 @@ def _machine(config: Mapping[str, Any], base: Where, known: Known) -> Iterator[F
             yield Fault((*where, "settings", name), text, True)
     for fault in fleet_settings.located(fleet_settings.inside(config)):
         yield Fault((*base, *fleet_settings.INSIDE, *fault.path), fault.text, fault.key)
+    for fault in distributed.faults(distributed.inside(config)):
+        yield Fault((*base, *distributed.INSIDE, *fault.path), fault.text, fault.key)
     yield from _reachable(states, (*where, "states"))
     yield from _hooks("lifecycle_hooks", data.get("lifecycle_hooks"), None, (*where, "lifecycle_hooks"), known)
     yield from value_faults(config, base)

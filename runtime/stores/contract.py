@@ -119,6 +119,13 @@ class Driver(Protocol):
 
     async def counts(self, pool: str) -> Counts: ...
 
+    async def requirements(self, pool: str) -> dict[tuple[str, ...], int]:
+        """How many items that wait (ready or delayed) require each set of capabilities, by the sorted, non-empty set.
+
+        Costs by the sets, never by the items: it is counted in the same step in which an item changes its state.
+        """
+        ...
+
     async def pools(self) -> list[str]: ...
 
     async def errors(self, pool: str) -> dict[str, int]:

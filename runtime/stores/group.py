@@ -59,7 +59,7 @@ class Tx:
         return self.db.execute(self.sql[name], args)
 
     def move(self, pool: str, source: str | None, target: str | None, n: int = 1) -> None:
-        """Note that `n` items of the pool changed their state (None: pushed, or removed)."""
+        """Note that `n` items of the pool changed their state (None: pushed, or removed), or what waiting ones require."""
         if source is not None:
             self.counts[pool, source] -= n
         if target is not None:

@@ -1,10 +1,12 @@
-"""Names: how a pool and a key become an item id, and which names are allowed."""
+"""Names: how a pool and a key become an item id, and which names pools and capabilities may have."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import uuid
+from collections.abc import Iterable
+from typing import Any
 
 from flatfleet.runtime.errors import UsageError
 
@@ -12,6 +14,9 @@ _POOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _HASHED = re.compile(r"(.*-)?[0-9a-f]{12}")
 _MAX_SLUG = 60
+_MAX_CAPABILITY = 64
+_MAX_CAPABILITIES = 32
+_CAPABILITY = re.compile(rf"[^\s,\x00-\x1f\x7f\ud800-\udfff]{{1,{_MAX_CAPABILITY}}}")
 
 
 def check_pool(name: str) -> str:
@@ -21,6 +26,25 @@ def check_pool(name: str) -> str:
             f"pool name {name!r}: use 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter or digit"
         )
     return name
+
+
+def check_capabilities(names: str | Iterable[Any], what: str) -> tuple[str, ...]:
+    """The names (a text: those between its commas), each once and sorted, if they can name capabilities.
+
+    UsageError, about `what`, for one that cannot, and for more than 32.
+    """
+    given = filter(None, map(str.strip, names.split(","))) if isinstance(names, str) else names
+    found: set[str] = set()
+    for name in given:
+        if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
+            raise UsageError(
+                f"{what}: {str(name)[: 2 * _MAX_CAPABILITY]!r} names no capability; use 1 to {_MAX_CAPABILITY} characters "
+                "without commas and blanks, such as gpu or region:eu"
+            )
+        found.add(name)
+    if len(found) > _MAX_CAPABILITIES:
+        raise UsageError(f"{what}: {len(found)} capabilities are too many; at most {_MAX_CAPABILITIES} can be named")
+    return tuple(sorted(found))
 
 
 def slug(key: str) -> str:

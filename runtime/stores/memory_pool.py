@@ -12,6 +12,8 @@ from typing import Any
 
 from flatfleet.runtime.stores.records import SUSPECT, Attempt, Counts, State
 
+WAITS = ("ready", "delayed")
+
 
 @dataclass(slots=True, eq=False)
 class Entry:
@@ -66,6 +68,7 @@ class Pool:
         self._leases: list[tuple[float, int, Entry]] = []
         self._ticks = itertools.count()
         self._tally: Counter[State] = Counter()
+        self._needs: Counter[frozenset[str]] = Counter()
         self._ripe = 0
 
     def move(self, entry: Entry, state: State, due: float = 0.0) -> None:
@@ -73,6 +76,8 @@ class Pool:
         self._leave(entry)
         entry.state, entry.due = state, due
         self._tally[state] += 1
+        if entry.needs and state in WAITS:
+            self._needs[entry.needs] += 1
         if state == "ready":
             self._line_up(entry)
         elif state == "delayed":
@@ -133,6 +138,10 @@ class Pool:
             dead=len(self.dead),
         )
 
+    def requirements(self) -> dict[tuple[str, ...], int]:
+        """How many entries that wait need each set of capabilities."""
+        return {tuple(sorted(needs)): n for needs, n in self._needs.items()}
+
     def oldest(self, now: float, look: int) -> float | None:
         """Since when the entry waits that has waited longest, among the first `look` of each line; None if none waits."""
         self.settle(now)
@@ -152,6 +161,10 @@ class Pool:
         if entry.state is None:
             return
         self._tally[entry.state] -= 1
+        if entry.needs and entry.state in WAITS:
+            self._needs[entry.needs] -= 1
+            if not self._needs[entry.needs]:
+                del self._needs[entry.needs]
         if entry.state == "delayed":
             self._ripe -= 1
         elif entry.state == "claimed":

@@ -33,6 +33,9 @@ class MemoryReads(Tables):
     async def counts(self, pool: str) -> Counts:
         return self._pools[pool].counts(self._clock()) if pool in self._pools else Counts()
 
+    async def requirements(self, pool: str) -> dict[tuple[str, ...], int]:
+        return self._pools[pool].requirements() if pool in self._pools else {}
+
     async def pools(self) -> list[str]:
         return sorted(self._pools)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flatfleet.runtime.stores.bell import Bell
 from flatfleet.runtime.stores.contract import Driver
-from flatfleet.runtime.stores.keys import check_pool, item_id
+from flatfleet.runtime.stores.keys import check_capabilities, check_pool, item_id
 from flatfleet.runtime.stores.records import Attempt, Claim, Counts, Failure, Item, NewItem, State
 from flatfleet.runtime.stores.text import storable
 
@@ -37,14 +37,18 @@ class Pool:
         key: str | None = None,
         priority: int = 0,
         not_before: float = 0.0,
-        requires: Iterable[str] = (),
+        requires: str | Iterable[str] = (),
         max_retries: int = 3,
         max_crashes: int = 10,
     ) -> NewItem:
-        """Make an item of this pool, ready to push. One key is one item, ever; without a key each item is its own."""
+        """Make an item of this pool, ready to push. One key is one item, ever; without a key each item is its own.
+
+        `requires` names capabilities: a list, or a text with commas. Raises UsageError for a name that cannot be one.
+        """
         new_id = item_id(self.name, key)
         text = storable(key if key is not None else new_id.split(":", 1)[1], 4_000)
-        return NewItem(new_id, text, data, priority, not_before, tuple(requires), max_retries, max_crashes)
+        needs = check_capabilities(requires, "requires") if requires else ()
+        return NewItem(new_id, text, data, priority, not_before, needs, max_retries, max_crashes)
 
     async def push_many(self, items: Iterable[NewItem]) -> list[bool]:
         """Atomically (a thousand at a time) add the items that are new; answer for each whether it was."""
@@ -148,6 +152,10 @@ class Pool:
 
     async def counts(self) -> Counts:
         return await self._driver.counts(self.name)
+
+    async def requirements(self) -> dict[tuple[str, ...], int]:
+        """How many items that wait require each set of capabilities."""
+        return await self._driver.requirements(self.name)
 
     async def errors(self) -> dict[str, int]:
         """Dead items by error type."""

@@ -117,6 +117,9 @@ class SQLiteDriver:
     async def counts(self, pool: str) -> Counts:
         return await self._look(sql_reads.counts, pool)
 
+    async def requirements(self, pool: str) -> dict[tuple[str, ...], int]:
+        return await self._look(sql_reads.requirements, pool)
+
     async def pools(self) -> list[str]:
         return await self._look(sql_reads.pools)
 

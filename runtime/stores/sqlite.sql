@@ -2,7 +2,8 @@
 --
 -- Payloads, results and attempts live beside `items`, so that a claim rewrites one short row whatever an item weighs.
 -- The completed attempt stands with its result in `results`, all others in `attempts`; `walked` is a JSON list, if any.
--- `counters` holds the number of items per pool and state; every transaction that moves items moves it too.
+-- `counters` holds the number of items per pool and state, and of those that wait per set of capabilities that they
+-- require (its JSON stands for a state, and sorts before them all); every transaction that moves items moves it too.
 -- A live worker that follows has its owner's heartbeat and lease (`owners`), so that a beat for thousands writes one row;
 -- any other has its own. `registrations` says what holds. An owner stands in `owners` while somebody follows it; `beat`
 -- names the beat since which its followers have not changed. `pool`, `size` (its parallelism) and `fresh` (it has not asked
@@ -35,7 +36,8 @@ CREATE TABLE items (
     finished     REAL,
     ready_at     REAL    NOT NULL
 );
-CREATE INDEX items_ready ON items (pool, priority DESC, seq) WHERE state = 'ready';
+CREATE INDEX items_ready ON items (pool, priority DESC, seq) WHERE state = 'ready' AND requires IS NULL;
+CREATE INDEX items_needy ON items (pool, requires, priority DESC, seq) WHERE state = 'ready' AND requires IS NOT NULL;
 CREATE INDEX items_delayed ON items (pool, due) WHERE state = 'delayed';
 CREATE INDEX items_claimed ON items (pool, due, worker, id, state) WHERE state = 'claimed';
 CREATE INDEX items_dead ON items (pool, seq) WHERE state = 'dead';
@@ -139,25 +141,45 @@ INSERT INTO payloads (seq, data) VALUES (?, ?);
 UPDATE items SET state = 'ready' WHERE pool = ? AND state = 'delayed' AND due <= ?;
 
 -- name: expired
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires FROM items
 WHERE pool = ? AND state = 'claimed' AND due <= ? LIMIT 500;
 
 -- name: claim
 UPDATE items SET state = 'claimed', token = token + 1, worker = :worker, owner = :owner, due = :until, started = :now
 WHERE seq IN (
-    SELECT seq FROM items WHERE pool = :pool AND state = 'ready'
-      AND (requires IS NULL OR NOT EXISTS (
-            SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
+    SELECT seq FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL
       AND (crashes < :suspect OR seq = (
-            SELECT seq FROM items WHERE pool = :pool AND state = 'ready' AND crashes >= :suspect
-              AND (requires IS NULL OR NOT EXISTS (
-                    SELECT 1 FROM json_each(requires) WHERE value NOT IN (SELECT value FROM json_each(:capabilities))))
+            SELECT seq FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL AND crashes >= :suspect
               AND NOT EXISTS (
                     SELECT 1 FROM items WHERE state = 'claimed' AND owner = :owner AND crashes >= :suspect)
             ORDER BY priority DESC, seq LIMIT 1))
     ORDER BY priority DESC, seq LIMIT :n)
 RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority,
-    (SELECT data FROM payloads WHERE payloads.seq = items.seq), ready_at;
+    (SELECT data FROM payloads WHERE payloads.seq = items.seq), ready_at, requires;
+
+-- name: claim_these
+UPDATE items SET state = 'claimed', token = token + 1, worker = :worker, owner = :owner, due = :until, started = :now
+WHERE seq IN (SELECT value FROM json_each(:seqs))
+RETURNING seq, id, key, token, attempts, crashes, max_attempts, created, priority,
+    (SELECT data FROM payloads WHERE payloads.seq = items.seq), ready_at, requires;
+
+-- name: ready_needs
+WITH RECURSIVE needs (requires) AS (
+    SELECT MIN(requires) FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL
+    UNION ALL SELECT (SELECT MIN(requires) FROM items
+        WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL AND requires > needs.requires)
+    FROM needs WHERE needs.requires IS NOT NULL)
+SELECT requires FROM needs WHERE requires IS NOT NULL;
+
+-- name: plain_line
+SELECT -priority, seq, crashes FROM items WHERE pool = ? AND state = 'ready' AND requires IS NULL ORDER BY priority DESC, seq;
+
+-- name: needy_line
+SELECT -priority, seq, crashes FROM items WHERE pool = ? AND state = 'ready' AND requires = ? AND requires IS NOT NULL
+ORDER BY priority DESC, seq;
+
+-- name: holds_suspect
+SELECT EXISTS (SELECT 1 FROM items WHERE state = 'claimed' AND owner = ? AND crashes >= ?);
 
 -- name: complete
 UPDATE items SET state = 'completed', finished = :now, error_type = NULL, error = NULL
@@ -172,7 +194,7 @@ INSERT INTO attempts (seq, token, worker, started, ended, outcome, error_type, e
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (seq, token) DO NOTHING;
 
 -- name: claimed
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires FROM items
 WHERE id = :id AND state = 'claimed' AND (:token IS NULL OR token = :token);
 
 -- name: settle
@@ -184,14 +206,14 @@ WHERE seq = ?;
 SELECT state, token, worker FROM items WHERE id = ?;
 
 -- name: held
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires FROM items
 WHERE state = 'claimed' AND (:pool IS NULL OR pool = :pool) AND (:worker IS NULL OR worker = :worker) AND (:owner IS NULL OR owner = :owner);
 
 -- name: held_up_to
 SELECT COUNT(*) FROM (SELECT 1 FROM items WHERE pool = ? AND state = 'claimed' LIMIT ?);
 
 -- name: cancellable
-SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, state FROM items
+SELECT seq, id, pool, token, worker, started, attempts, crashes, max_attempts, max_crashes, requires, state FROM items
 WHERE id = ? AND pool = ? AND state IN ('ready', 'delayed', 'claimed');
 
 -- name: pause
@@ -208,7 +230,7 @@ SELECT id FROM items WHERE pool = ? AND state = 'dead';
 
 -- name: redrive
 UPDATE items SET state = 'ready', attempts = 0, crashes = 0, due = 0, finished = NULL, error_type = NULL, error = NULL, ready_at = ?
-WHERE id = ? AND pool = ? AND state = 'dead';
+WHERE id = ? AND pool = ? AND state = 'dead' RETURNING requires;
 
 -- name: item
 SELECT i.*, p.data, r.result AS result FROM items i JOIN payloads p USING (seq) LEFT JOIN results r USING (seq) WHERE i.id = ?;
@@ -228,12 +250,18 @@ FROM results r JOIN items i USING (seq) WHERE i.id = :id
 ORDER BY 1;
 
 -- name: counts
-SELECT state, n FROM counters WHERE pool = :pool
+SELECT state, n FROM counters WHERE pool = :pool AND state > 'a'
 UNION ALL SELECT 'due', COUNT(*) FROM items WHERE pool = :pool AND state = 'delayed' AND due <= :now
 UNION ALL SELECT 'expired', COUNT(*) FROM items WHERE pool = :pool AND state = 'claimed' AND due <= :now;
 
 -- name: count
 INSERT INTO counters (pool, state, n) VALUES (?, ?, ?) ON CONFLICT (pool, state) DO UPDATE SET n = n + excluded.n;
+
+-- name: requirements
+SELECT state, n FROM counters WHERE pool = ? AND state < 'a' AND n > 0 ORDER BY state;
+
+-- name: forget_requirements
+DELETE FROM counters WHERE state < 'a' AND n = 0;
 
 -- name: next_due
 SELECT MIN(due) FROM (
@@ -509,13 +537,24 @@ RETURNING COALESCE((julianday(started) - 2440587.5) * 86400.0, :now);
 
 -- name: oldest_wait
 WITH RECURSIVE lines (priority) AS (
-    SELECT MAX(priority) FROM items WHERE pool = :pool AND state = 'ready'
-    UNION ALL SELECT (SELECT MAX(priority) FROM items WHERE pool = :pool AND state = 'ready' AND priority < lines.priority)
-    FROM lines WHERE lines.priority IS NOT NULL LIMIT 16)
+    SELECT MAX(priority) FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL
+    UNION ALL SELECT (SELECT MAX(priority) FROM items
+        WHERE pool = :pool AND state = 'ready' AND requires IS NULL AND priority < lines.priority)
+    FROM lines WHERE lines.priority IS NOT NULL LIMIT 16),
+needs (requires) AS (
+    SELECT MIN(requires) FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL
+    UNION ALL SELECT (SELECT MIN(requires) FROM items
+        WHERE pool = :pool AND state = 'ready' AND requires IS NOT NULL AND requires > needs.requires)
+    FROM needs WHERE needs.requires IS NOT NULL LIMIT 16)
 SELECT MIN(since) FROM (
     SELECT (SELECT MIN(ready_at) FROM (
-        SELECT ready_at FROM items WHERE pool = :pool AND state = 'ready' AND priority = lines.priority ORDER BY seq LIMIT 10)) AS since
+        SELECT ready_at FROM items WHERE pool = :pool AND state = 'ready' AND requires IS NULL AND priority = lines.priority
+        ORDER BY seq LIMIT 10)) AS since
     FROM lines WHERE lines.priority IS NOT NULL
+    UNION ALL SELECT (SELECT MIN(ready_at) FROM (
+        SELECT ready_at FROM items WHERE pool = :pool AND state = 'ready' AND requires = needs.requires AND requires IS NOT NULL
+        ORDER BY priority DESC, seq LIMIT 10))
+    FROM needs WHERE needs.requires IS NOT NULL
     UNION ALL SELECT MIN(due) FROM items WHERE pool = :pool AND state = 'delayed' AND due <= :now
     UNION ALL SELECT MIN(due) FROM items WHERE pool = :pool AND state = 'claimed' AND due <= :now);
 

@@ -27,7 +27,7 @@ class _Page(NamedTuple):
 
 async def gc(group: GroupCommit, before: float) -> dict[str, int]:
     """Look for what can go on a connection that no writer waits for; delete it if it still can when it is its turn."""
-    return {
+    found = {
         "workers": await _sweep(group, _ended_workers, _drop_workers, before),
         "executions": await _sweep(group, _executions, _drop_executions, before)
         + await _sweep(group, _inboxes, _drop_inboxes, before),
@@ -35,6 +35,8 @@ async def gc(group: GroupCommit, before: float) -> dict[str, int]:
         "attempts": await _sweep(group, _attempted, _drop_attempts, before),
         "configs": await _sweep(group, _configs, _drop_configs, before),
     }
+    await group.run(lambda tx: tx.run("forget_requirements") and None)
+    return found
 
 
 async def _sweep(

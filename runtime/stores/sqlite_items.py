@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -29,11 +30,12 @@ class _Held(NamedTuple):
     crashes: int
     max_attempts: int
     max_crashes: int
+    requires: str | None
 
 
 def row_to_push(item: NewItem) -> tuple[NewItem, str | None, str]:
     """The item with its requirements and its data as text; TypeError if they are not JSON data."""
-    requires = dump(sorted(item.requires), "requires") if item.requires else None
+    requires = dump(sorted(set(item.requires)), "requires") if item.requires else None
     return item, requires, dump(item.data, f"the data of {item.id}")
 
 
@@ -51,6 +53,7 @@ def push(tx: Tx, pool: str, rows: Sequence[tuple[NewItem, str | None, str]]) -> 
         if new:
             tx.run("push_payload", (cursor.lastrowid, data))
             tx.move(pool, None, state)
+            tx.move(pool, None, requires)
     if n := sum(added):
         tx.note(pool, "pushed", n)
     return added
@@ -75,26 +78,19 @@ def claim(
         n = min(n, limit - tx.run("held_up_to", (pool, max(limit, 0))).fetchone()[0])
     if n < 1 or not _is_open(tx, pool):
         return []
-    rows = tx.run(
-        "claim",
-        {
-            "worker": worker,
-            "owner": owner,
-            "until": tx.now + lease,
-            "now": tx.now,
-            "pool": pool,
-            "capabilities": json.dumps(sorted(capabilities)),
-            "n": n,
-            "suspect": SUSPECT,
-        },
-    ).fetchall()
+    told = {"worker": worker, "owner": owner, "until": tx.now + lease, "now": tx.now}
+    if needs := _servable(tx, pool, capabilities):
+        rows = tx.run("claim_these", told | {"seqs": json.dumps(_next(tx, pool, owner, n, needs))}).fetchall()
+    else:
+        rows = tx.run("claim", told | {"pool": pool, "n": n, "suspect": SUSPECT}).fetchall()
     if not rows:
         return []
     tx.move(pool, "ready", "claimed", len(rows))
     if len(rows) > 1:
         rows.sort(key=lambda row: (-row[8], row[0]))
     claims, claimed_at = [], stamp(tx.now)
-    for _, item_id, key, token, attempts, crashes, max_attempts, created, _, data, ready_at in rows:
+    for _, item_id, key, token, attempts, crashes, max_attempts, created, _, data, ready_at, requires in rows:
+        tx.move(pool, requires, None)
         tx.note(pool, "claimed", tx.now - ready_at)
         claims.append(
             Claim(
@@ -114,6 +110,37 @@ def claim(
             )
         )
     return claims
+
+
+def _servable(tx: Tx, pool: str, capabilities: Collection[str]) -> list[str]:
+    """What ready items require and the capabilities cover, as it stands in `requires`."""
+    if not capabilities:
+        return []
+    able = frozenset(capabilities)
+    return [row[0] for row in tx.run("ready_needs", {"pool": pool}) if able.issuperset(json.loads(row[0]))]
+
+
+def _next(tx: Tx, pool: str, owner: str, n: int, needs: Sequence[str]) -> list[int]:
+    """The `seq` of those who are next, out of the line of what requires nothing and the lines of these needs.
+
+    Each line is read only as far as it is needed. Of the suspects there is one, if the owner holds none.
+    """
+    lines = [tx.run("plain_line", (pool,)), *(tx.run("needy_line", (pool, each)) for each in needs)]
+    chosen: list[int] = []
+    alone: bool | None = None
+    for _, seq, crashes in heapq.merge(*lines):
+        if crashes >= SUSPECT:
+            if alone is None:
+                alone = not tx.run("holds_suspect", (owner, SUSPECT)).fetchone()[0]
+            if not alone:
+                continue
+            alone = False
+        chosen.append(seq)
+        if len(chosen) == n:
+            break
+    for line in lines:
+        line.close()
+    return chosen
 
 
 def recover(tx: Tx, pool: str) -> None:
@@ -179,7 +206,9 @@ def retry(tx: Tx, pool: str, ids: Sequence[str] | None) -> int:
         ids = [row[0] for row in tx.run("dead_ids", (pool,)).fetchall()]
     n = 0
     for item_id in ids:
-        if tx.run("redrive", (tx.now, item_id, pool)).rowcount:
+        row = tx.run("redrive", (tx.now, item_id, pool)).fetchone()
+        if row is not None:
+            tx.move(pool, None, row[0])
             drop_finished(tx, item_id)
             n += 1
     if n:
@@ -200,6 +229,7 @@ def cancel(tx: Tx, pool: str, ids: Sequence[str]) -> int:
         else:
             tx.run("settle", ("dead", 0.0, held.attempts, held.crashes, *CANCELLED, tx.now, tx.now, held.seq))
             tx.move(pool, state, "dead")
+            tx.move(pool, held.requires, None)
         drop_tree(tx, item_id)
         n += 1
     return n
@@ -265,6 +295,8 @@ def _end(
     due, finished = (due if state == "delayed" else 0.0), (tx.now if state == "dead" else None)
     tx.run("settle", (state, due, held.attempts, held.crashes, *error, finished, max(due, tx.now), held.seq))
     tx.move(held.pool, "claimed", state)
+    if state in ("ready", "delayed"):
+        tx.move(held.pool, None, held.requires)
 
 
 def _lost(tx: Tx, item_id: str, token: int | None) -> Exception:

@@ -45,6 +45,10 @@ def counts(tx: Tx, pool: str) -> Counts:
     )
 
 
+def requirements(tx: Tx, pool: str) -> dict[tuple[str, ...], int]:
+    return {tuple(json.loads(text)): n for text, n in tx.run("requirements", (pool,))}
+
+
 def next_due(tx: Tx, pool: str) -> float | None:
     due: float | None = tx.run("next_due", {"pool": pool}).fetchone()[0]
     return due

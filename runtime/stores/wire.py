@@ -101,8 +101,9 @@ class HostWire:
 
     def _hang_up(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._ear is not None:
-            if self._ear.pid == os.getpid():  # a forked child shares its parent's selector
-                loop.remove_reader(self._ear.socket.fileno())
+            fd = self._ear.socket.fileno()  # -1 at the end of the process, when sockets are closed first
+            if fd >= 0 and self._ear.pid == os.getpid():  # a forked child shares its parent's selector
+                loop.remove_reader(fd)
             self._ear.close()
         self._ear = None
 
