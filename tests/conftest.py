@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import inspect
 import itertools
@@ -19,6 +20,8 @@ os.environ.setdefault("FLATAGENTS_METRICS_ENABLED", "false")
 
 import pytest
 from flatfleet.runtime.stores.contract import Driver
+from flatfleet.runtime.stores.ray import RayDriver
+from flatfleet.runtime.stores.ray_url import RayUrl
 
 
 class Clock:
@@ -46,8 +49,21 @@ def _sqlite(path: Path, clock: Clock) -> Driver:
     return SQLiteDriver(path.with_suffix(".db"), clock=clock)
 
 
+def _ray(path: Path, clock: Clock) -> Driver:
+    return RayDriver(RayUrl("tests", ray_cluster(), f"{path}.db"), clock=clock)  # type: ignore[return-value]
+
+
+@functools.cache
+def ray_cluster() -> str:
+    """The address of the Ray cluster of this test process, which is started when it is needed, and ends with the process."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from flatfleet.runtime.stores.ray_cluster import begin
+
+    return begin(num_cpus=4).result(120)
+
+
 #: Every driver that has to keep the contract. A new one is one line here: (fresh path, clock) → driver.
-DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {"memory": _memory, "sqlite": _sqlite}
+DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {"memory": _memory, "sqlite": _sqlite, "ray": _ray}
 
 if _named := os.environ.get("FLATFLEET_TEST_DRIVER"):  # module:function, of somebody else's store: docs/backends.md
     _module, _, _function = _named.partition(":")

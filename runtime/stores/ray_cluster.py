@@ -1,0 +1,253 @@
+"""Joining a Ray cluster: once a process, quietly, within seconds; a local one is started where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import importlib.util
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flatfleet.runtime.errors import StoreUnavailable, StoreUrlError
+
+T = TypeVar("T")
+
+NAMESPACE = "flatfleet"
+"""Where the names of our actors stand, apart from those of other programs."""
+JOIN, START = 20.0, 60.0
+"""Seconds within which a cluster has to let this process in; one that may have to be started here, too."""
+KNOCK = 3.0
+"""Seconds within which a cluster's address has to accept a connection."""
+OBJECT_STORE = 100 * 2**20
+"""Bytes of shared memory of a cluster that we start: what we send is small, and does not pass through it."""
+QUIET: Mapping[str, str] = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else Ray prints "A worker died …" into the standard output of its drivers
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a cluster that is started here listens on 127.0.0.1 alone
+}
+"""Ray reads these when it is imported; what somebody has set stays."""
+
+
+def check_installed(what: str) -> None:
+    """Raise StoreUrlError if Ray is not installed; `what` is what was asked for. Imports nothing."""
+    if importlib.util.find_spec("ray") is None:
+        raise StoreUrlError(f"{what} needs Ray, which is not installed here: pip install 'flatfleet[ray]'")
+
+
+def state_dir() -> Path:
+    """Where this user's programs keep what outlives them: $XDG_STATE_HOME, else ~/.local/state."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "flatfleet" / "ray"
+
+
+def join(address: str | None, *, record: bool = True) -> Future[str]:
+    """Join the cluster at `host:port`, or the one to be found from here; the future has its address.
+
+    None: RAY_ADDRESS; else what `ray start` has started here; else the cluster that another of our processes has; else a
+    new one, which ends with this process. `record` lets others find that one. It fails with StoreUnavailable.
+    """
+    return _caller().submit(lambda: _join(address, record))
+
+
+def begin(**options: Any) -> Future[str]:
+    """Start a cluster of this process's own, with options of ray.init, whatever else is to be found."""
+    return _caller().submit(lambda: _begin(options))
+
+
+async def joined(address: str | None, *, record: bool = True) -> str:
+    """Wait until this process is in the cluster (`join`); StoreUnavailable if that takes longer than JOIN, or START."""
+    named = address or os.environ.get("RAY_ADDRESS")
+    patience = JOIN if named else START
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(join(address, record=record)), patience)
+    except TimeoutError:
+        raise StoreUnavailable(
+            f"the Ray cluster {named or 'of this machine'} has not let this process in within {patience:.0f} s. Is it Ray "
+            "that listens there, and its head node's port (6379 by default)? See `ray status`, and the logs in "
+            "/tmp/ray/session_latest/logs"
+        ) from None
+
+
+class _Caller:
+    """The thread that speaks to Ray where that may block. It stays: the kernel ends a cluster with the thread that began it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="flatfleet-ray", daemon=True).start()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._calls.put((call, future))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            call, future = self._calls.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del call, future
+
+
+@functools.cache
+def _caller_of(pid: int) -> _Caller:
+    return _Caller()
+
+
+def _caller() -> _Caller:
+    return _caller_of(os.getpid())  # a forked child has no threads
+
+
+def in_caller(call: Callable[[], T]) -> asyncio.Future[T]:
+    """Run what may block within Ray in the thread for that."""
+    return asyncio.wrap_future(_caller().submit(call))
+
+
+def _begin(options: Mapping[str, Any]) -> str:
+    _ray()
+    return _start(**options)
+
+
+def _ray() -> Any:
+    check_installed("a Ray cluster")
+    for name, value in {**QUIET, **_token()}.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    return ray
+
+
+def _join(address: str | None, record: bool) -> str:
+    ray = _ray()
+    if ray.is_initialized():
+        here = str(ray.get_runtime_context().gcs_address)
+        if address is not None and not _same(address, here):
+            raise StoreUnavailable(f"this process is in the Ray cluster {here}: it cannot join {address}, too")
+        return here
+    found = address or os.environ.get("RAY_ADDRESS") or _started_by_ray()
+    if found and found not in ("auto", "local"):
+        return _enter(found)
+    with _recorded(record) as ours:
+        return _enter(ours) if ours else _start()
+
+
+def _token() -> dict[str, str]:
+    """Show our token if there is one: Ray itself does so only where it has found the cluster by itself."""
+    kept = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return {"RAY_AUTH_MODE": "token"} if "RAY_AUTH_TOKEN" in os.environ or kept.is_file() else {}
+
+
+def _enter(address: str) -> str:
+    import ray
+
+    if "://" not in address:
+        _knock(address)
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:
+        raise StoreUnavailable(_explained(address, error)) from error
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _start(**options: Any) -> str:
+    """Start a cluster that ends with this process, and return its address. It has no dashboard, and hears 127.0.0.1 only."""
+    import ray
+
+    told: dict[str, Any] = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, **options}
+    told["_system_config"] = {"prestart_worker_first_driver": False}
+    try:
+        ray.init(address="local", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **told)
+    except Exception as error:
+        raise StoreUnavailable(f"no local Ray cluster could be started: {error}") from error
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _explained(address: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    told = f"the Ray cluster {address} cannot be joined: {text[:300]}"
+    if "://" in address:
+        return f"{told}. A URL in RAY_ADDRESS is Ray Client's, which needs pip install 'ray[client]'"
+    return (
+        f"{told}. This machine must be a node of it (`ray start --address={address}`), with the same versions of Ray and "
+        "Python; the port is the head node's (6379 by default), not Ray Client's 10001"
+    )
+
+
+def _knock(address: str) -> None:
+    """Raise StoreUnavailable unless somebody listens there: Ray itself would try for a minute, and then end the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK):
+            return
+    except (OSError, ValueError) as error:
+        raise StoreUnavailable(
+            f"no Ray cluster answers at {address}: {error}. Start one there (ray start --head), or name another; "
+            "without an address a local one is used"
+        ) from error
+
+
+def _same(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    hosts, ports = zip(*(each.rpartition(":")[::2] for each in (one, other)), strict=True)
+    if ports[0] != ports[1]:
+        return False
+    with contextlib.suppress(OSError):
+        found = [{info[4][0] for info in socket.getaddrinfo(host.strip("[]"), None)} for host in hosts]
+        return bool(found[0] & found[1]) or any(each.startswith("127.") for each in map(str, found[0]))
+    return False
+
+
+def _started_by_ray() -> str | None:
+    """The address that `ray start` has left, if its cluster still answers."""
+    try:
+        address = (Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster").read_text().strip()
+        _knock(address)
+    except (OSError, StoreUnavailable):
+        return None
+    return address
+
+
+@contextlib.contextmanager
+def _recorded(record: bool) -> Iterator[str | None]:
+    """The address of a cluster that another process of this user has started, if it lives; what is started inside is noted instead.
+
+    Two processes that start at once get one cluster.
+    """
+    if not record and not (state_dir() / "cluster").exists():
+        yield None
+        return
+    try:
+        state_dir().mkdir(parents=True, exist_ok=True)
+        file = (state_dir() / "cluster").open("a+", encoding="utf-8")
+    except OSError:  # a user without a home: others will not find it, and nothing else
+        yield None
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        try:
+            ours = file.read().strip() or None
+            if ours:
+                _knock(ours)
+        except (ValueError, StoreUnavailable):
+            ours = None
+        yield ours
+        if ours is None and record:
+            import ray
+
+            file.truncate(0)
+            file.write(str(ray.get_runtime_context().gcs_address))
