@@ -190,15 +190,15 @@ class RayDriver:
 
     async def _patiently(self, act: Callable[[], Any]) -> Any:
         """Return what `act` returns that is not None; try again while the actor is away."""
-        started = time.monotonic()
+        started, away = time.monotonic(), lost()
         while True:
             error: BaseException | None = None
             opened = self._opened
             try:
                 if (answer := await act()) is not None:
                     return answer
-            except lost() as lost:
-                error = lost
+            except away as raised:
+                error = raised
                 if opened is not None:
                     self.forget(opened)
             if time.monotonic() - started > PATIENCE or (error and "ModuleNotFoundError" in str(error)):

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import importlib.util
+import logging
 import os
 import queue
 import socket
@@ -32,7 +33,6 @@ QUIET: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else Ray prints "A worker died …" into the standard output of its drivers
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a cluster that is started here listens on 127.0.0.1 alone
 }
@@ -156,7 +156,7 @@ def _enter(address: str) -> str:
     if "://" not in address:
         _knock(address)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise StoreUnavailable(_explained(address, error)) from error
     return str(ray.get_runtime_context().gcs_address)
@@ -169,7 +169,7 @@ def _start(**options: Any) -> str:
     told: dict[str, Any] = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, **options}
     told["_system_config"] = {"prestart_worker_first_driver": False}
     try:
-        ray.init(address="local", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **told)
+        ray.init(address="local", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **told)
     except Exception as error:
         raise StoreUnavailable(f"no local Ray cluster could be started: {error}") from error
     return str(ray.get_runtime_context().gcs_address)
@@ -223,9 +223,9 @@ def _started_by_ray() -> str | None:
 
 @contextlib.contextmanager
 def _recorded(record: bool) -> Iterator[str | None]:
-    """The address of a cluster that another process of this user has started, if it lives; what is started inside is noted instead.
+    """The address of a cluster that another process of this user has started, if it lives; else one is started inside.
 
-    Two processes that start at once get one cluster.
+    That one is noted for others. Two processes that start at once get one cluster.
     """
     if not record and not (state_dir() / "cluster").exists():
         yield None

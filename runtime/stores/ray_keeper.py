@@ -74,7 +74,7 @@ class Once(SQLiteDriver):
         super().__init__(path, synchronous, self.clock)
         self._crews: dict[str, Crew] = {}
         self._commit = self._write
-        self._write = self._once  # type: ignore[method-assign]
+        self._write = self._once  # type: ignore[assignment]
 
     async def _once(
         self, op: Callable[..., Any], *args: Any, undo: Callable[[Any], Awaitable[Any]] | None = None
@@ -145,6 +145,10 @@ def _had(tx: Tx, client: str, below: int | None) -> None:
     tx.db.execute("DELETE FROM ray_answers WHERE client = ? AND call < ?", (client, below or 2**62))
 
 
+def _expanded(path: str) -> Path:
+    return Path(path).expanduser()
+
+
 @dataclass
 class _Open:
     """A database that is open here, who uses it, and what was rung in it."""
@@ -178,7 +182,7 @@ class Keeper:
             return pickle.dumps((False, error))
 
     async def _opened(self, path: str | None, synchronous: str, must_exist: bool, client: str) -> dict[str, Any]:
-        file = Path(path).expanduser() if path else self._default
+        file = _expanded(path) if path else self._default
         async with self._opening:
             found = self._open.get(str(file))
             if found is None:
@@ -283,4 +287,3 @@ class Keeper:
             return boot, seen, set()
         finally:
             found.listeners.discard(event)
-

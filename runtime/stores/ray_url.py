@@ -42,7 +42,9 @@ class RayUrl:
         try:
             check_pool(name)
         except UsageError as error:
-            raise StoreUrlError(f"store URL '{url}': the name after ray: is like a pool's: {error}; write {FORM}") from error
+            raise StoreUrlError(
+                f"store URL '{url}': the name after ray: is like a pool's: {error}; write {FORM}"
+            ) from error
         return cls(name, cls.address_of(url), path, synchronous)
 
     @staticmethod

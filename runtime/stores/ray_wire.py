@@ -52,11 +52,12 @@ class RayWire:
 
     async def _listen(self) -> None:
         boot, seen = None, 0
+        away: tuple[type[BaseException], ...] = (StoreError, *lost())
         while True:
             try:
                 opened = await self._driver.ready()
                 answer = await opened.actor.hear.remote(opened.file, self._driver.client, boot, seen)
-            except (StoreError, *lost()):
+            except away:
                 answer = None
             if answer is None:
                 self._hears, boot = False, None
