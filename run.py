@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("FLATAGENTS_LOG_LEVEL", "ERROR")
 os.environ.setdefault("FLATAGENTS_METRICS_ENABLED", "false")
+
+GRACE = 30.0
+"""Seconds that a host has to drain when somebody else than its engine tells it to go."""
 
 
 @dataclass(frozen=True)
@@ -41,27 +45,40 @@ class Parts:
             "agent_registry": self.adapters,
         }
 
-    def machine(self, config: Any, folder: str, execution_id: str | None = None) -> Any:
-        """Make a Machine of a bundle."""
+    def machine(self, config: Any, folder: str, execution_id: str | None = None, **about: Any) -> Any:
+        """Make a Machine of a bundle; `about` are further arguments of its class."""
         from flatfleet.runtime.machine import Machine
 
-        extra = {"_execution_id": execution_id} if execution_id else {}
+        extra = about | ({"_execution_id": execution_id} if execution_id else {})
         return Machine(config_dict=config, leases=self.fleet.leases, _config_dir=folder, **self.backends(), **extra)
 
 
 def compose(
-    url: str, *, served: bool = False, capabilities: Collection[str] = (), must_exist: bool = False, **options: Any
+    url: str,
+    *,
+    served: bool = False,
+    capabilities: Collection[str] = (),
+    must_exist: bool = False,
+    engine: str = "inline",
+    hosts: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Parts:
-    """Join the store behind `url` with the inline engine, the hooks and the agent adapters."""
-    from flatfleet import hooks
+    """Join the store behind `url` with an engine, the hooks and the agent adapters; `options` are of `open_store`.
+
+    `engine` is inline, process?max_size=4 and so on (docs/engines.md). Its hosts are made by a function like this one:
+    `hosts["compose"]` names it, `module:function`; the variable FLATFLEET_COMPOSE, or this one, without. Further `hosts`:
+    `grace`, `verbose` (runtime/engines).
+    """
+    from flatfleet import hooks as registry
+    from flatfleet.runtime import engines
     from flatfleet.runtime.adapters.registry import adapters
-    from flatfleet.runtime.engines.inline import InlineEngine
     from flatfleet.runtime.fleet import Fleet
     from flatfleet.runtime.stores import open_store
 
     store = open_store(url, must_exist=must_exist, **options)
     fleet = Fleet(store, capabilities=capabilities, served=served)
-    return Parts(store, fleet, InlineEngine(fleet), hooks.registry(fleet), adapters())
+    about = {"compose": os.environ.get("FLATFLEET_COMPOSE") or engines.COMPOSE, **(hosts or {})}
+    return Parts(store, fleet, engines.make(engine, fleet, **about), registry.registry(fleet), adapters())
 
 
 def wire(url: str = "memory:", **options: Any) -> dict[str, Any]:
@@ -84,12 +101,26 @@ def main(argv: Sequence[str]) -> int:
 def _known() -> Mapping[str, Collection[str]]:
     from flatfleet import hooks
 
+    _made_by()  # its module may bring hooks
     return hooks.known()
 
 
+def _made_by() -> Callable[..., Parts]:
+    """`compose`, or what FLATFLEET_COMPOSE (`module:function`) names in its place: with somebody's own hooks, say."""
+    module, _, name = (os.environ.get("FLATFLEET_COMPOSE") or ":").partition(":")
+    return getattr(importlib.import_module(module), name) if module else compose
+
+
 async def _execute(options: Any) -> int:
-    parts = compose(
+    if (orders := getattr(options, "orders", None)) is not None:
+        from flatfleet.runtime.engines.serving import Server
+
+        served: int = await options.command(options, Server(orders))
+        return served
+    parts = _made_by()(
         options.store,
+        engine=getattr(options, "engine", "inline"),
+        hosts={"grace": getattr(options, "drain_deadline", None) or GRACE, "verbose": options.verbose},
         served=getattr(options, "stay", False),
         capabilities=getattr(options, "capabilities", ()),
         must_exist=options.must_exist,

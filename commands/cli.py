@@ -20,6 +20,8 @@ VERBS = (
     "explain-scaling", "pause-scaling", "resume-scaling",
     "capacity", "replay",
 )  # fmt: skip
+HIDDEN = ("host",)
+"""Verbs that only our own processes use."""
 STORE = "sqlite:fleet.db"
 
 Known = Callable[[], Mapping[str, Collection[str]]]
@@ -78,7 +80,7 @@ def parse(argv: Sequence[str], known: Known) -> Any:
     if argv[0] in ("--version", "-V"):
         terminal.show(f"flatfleet {_version()}")
         sys.exit(0)
-    verb, rest = (argv[0], argv[1:]) if argv[0] in VERBS else ("run", argv)
+    verb, rest = (argv[0], argv[1:]) if argv[0] in (*VERBS, *HIDDEN) else ("run", argv)
     if verb == "run" and (not rest or rest[0].startswith("-")) and not {"-h", "--help"} & set(rest[:1]):
         raise UsageError("run needs a machine file first, as in: flatfleet run machines/launcher.yml --workers 8")
     if verb == "run" and rest[0] in ("-h", "--help"):

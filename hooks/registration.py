@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatfleet.runtime.crew import register
+from flatfleet.runtime.bookings import register
 from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.values import text, whole, worker_id

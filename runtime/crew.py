@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +16,7 @@ from flatfleet.runtime.engines.hold import hold
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.stores.records import LIVE_WORKER
-from flatmachines import WorkerRecord, WorkerRegistration
+from flatmachines import WorkerRecord
 
 PATIENCE = 10.0
 """Seconds that a launcher waits for a scaler that is at work; then it counts what is live by then."""
@@ -69,12 +67,13 @@ class Crew:
                 break
             n += 1
         if about is not None:
-            await register(self._fleet, name, {"pool": self.name, **about})
+            await self._fleet.bookings.book(name, {"pool": self.name, **about})
         return name, n
 
     def _same(self, record: WorkerRecord, about: dict[str, Any]) -> bool:
         told = record.metadata or {}
-        return told.get("owner") == self._store.owner and told.get("decision") == about.get("decision")
+        by = told.get("booked_by") or told.get("owner")
+        return by == self._store.owner and told.get("decision") == about.get("decision")
 
     async def replaced(self, lost: Iterable[str], by: str) -> None:
         """Note with each lost worker which decision has taken account of it, so that it is replaced once at most."""
@@ -141,9 +140,7 @@ class Crew:
         about = {
             f"{run}-{n}": {"pool": self.name, "parallelism": size, "decision": run} for n, size in enumerate(sizes, 1)
         }
-        await asyncio.gather(*(register(self._fleet, name, told) for name, told in about.items()))
-        for name in about:
-            self._fleet.expect(name)
+        await asyncio.gather(*(self._fleet.bookings.book(name, told) for name, told in about.items()))
         return max(0, want)
 
     async def keep(self, decision: dict[str, Any]) -> None:
@@ -156,11 +153,3 @@ class Crew:
     async def unscaled(self, look: Look) -> bool:
         """True if the fleet lives and has no scaler, parked or at work."""
         return bool(look.live) and await self._store.driver.load_snapshot(scaler_of(self.name)) is None
-
-
-def register(fleet: Fleet, worker_id: str, about: dict[str, Any]) -> Awaitable[WorkerRecord]:
-    """Register a worker of this process, with metadata; it is counted from now on, and beats once it is enlisted."""
-    worker = WorkerRegistration(
-        worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), capabilities=sorted(fleet.capabilities)
-    )
-    return fleet.store.registration.register(worker, about)

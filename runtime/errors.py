@@ -4,10 +4,14 @@ FleetError
 ├── UsageError              what somebody typed or wrote is wrong; nothing was started (exit code 2)
 │   ├── BundleError         a machine file: one line a problem, each with file:line:column
 │   ├── SourceError         an input that does not exist, cannot be read, or holds nothing
-│   └── StoreUrlError       a store URL that names no store
+│   ├── StoreUrlError       a store URL that names no store
+│   └── EngineUrlError      an engine that is not known, or cannot be had with this store
 ├── StoreError              the store cannot do what was asked (exit code 3)
 │   ├── StoreUnavailable    it cannot be opened, read or written at all
 │   └── WorkerConflict      a worker id that is alive elsewhere
+├── EngineError             an engine cannot run what was launched (exit code 4)
+│   ├── PoolAtCapacity      all hosts are full, and there may be no more of them
+│   └── HostDied            the process that a machine ran in has ended
 ├── LeaseLost               the item, or the registration, belongs to somebody else by now
 ├── MachineError            a machine broke one of its own bounds or rules
 │   ├── StepLimitReached    settings.max_steps
@@ -59,6 +63,10 @@ class StoreUrlError(UsageError):
     """A store URL names no known store."""
 
 
+class EngineUrlError(UsageError):
+    """An engine's name is unknown, an option of it is wrong, or it does not go with this store."""
+
+
 class StoreError(FleetError):
     """The store cannot do what was asked of it."""
 
@@ -69,6 +77,18 @@ class StoreUnavailable(StoreError):
 
 class WorkerConflict(StoreError):
     """A worker id is registered and alive under another owner."""
+
+
+class EngineError(FleetError):
+    """An engine cannot run what was launched."""
+
+
+class PoolAtCapacity(EngineError):
+    """All hosts of a pool are full, it has as many as it may have, and nobody is to wait."""
+
+
+class HostDied(EngineError):
+    """The process that a machine ran in has ended before it."""
 
 
 class LeaseLost(FleetError):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
+from flatfleet.runtime.bookings import Bookings
 from flatfleet.runtime.errors import LeaseLost, StoreError
 from flatfleet.runtime.guard import Guard
 from flatfleet.runtime.heart import POLL, SELDOM, TOPIC, Heart
@@ -39,7 +40,7 @@ class Fleet:
         self.served = served
         self.leases: dict[str, Lease] = {}
         self.workers: dict[str, str] = {}
-        self._expected: set[str] = set()
+        self.bookings = Bookings(self)
         self.lounge = Lounge(store)
         self.draining = False
         self._stopping = asyncio.Event()
@@ -104,26 +105,12 @@ class Fleet:
 
     def enlist(self, worker_id: str, status: str = "active") -> None:
         """Send heartbeats for a registered worker."""
-        self._expected.discard(worker_id)
+        self.bookings.begun(worker_id)
         self.workers[worker_id] = status
         self._start_heart()
 
-    def expect(self, worker_id: str) -> None:
-        """Send heartbeats for a worker that is registered, and will be launched here."""
-        self.enlist(worker_id)
-        self._expected.add(worker_id)
-
     def discharge(self, worker_id: str) -> None:
         self.workers.pop(worker_id, None)
-
-    async def expect_nobody(self) -> None:
-        """Deregister the workers that were never launched: nobody is going to."""
-        while self._expected:
-            self.discharge(name := self._expected.pop())
-            try:
-                await self.store.driver.set_status(name, "terminated", {"ended": "never launched", "processed": 0})
-            except StoreError as error:
-                logger.warning("worker %s could not be deregistered: %s", name, error)
 
     def must_stop(self, worker_id: str) -> bool:
         """True if this worker, or the whole process, was told to stop claiming."""

@@ -76,6 +76,67 @@ async def test_registering_again_is_idempotent_and_merges_metadata(driver, clock
     assert len(await driver.workers()) == 1
 
 
+async def test_a_booking_is_taken_over_by_whoever_begins_and_keeps_what_was_said_of_it(driver, clock):
+    await register(driver, "w0")
+    await register(driver, owner="launcher", host="here", metadata={"pool": "p", "decision": "d", "booked": True})
+    await register(driver, "w2")
+    begun_at = (await worker(driver)).started_at
+    clock.advance(10)
+    record = await register(driver, owner="host", host="there", pid=9, metadata={"parallelism": 2})
+    assert (record.metadata["owner"], record.host, record.pid, record.status) == ("host", "there", 9, "active")
+    assert (record.metadata["pool"], record.metadata["decision"], record.metadata["parallelism"]) == ("p", "d", 2)
+    assert (record.metadata["booked"], record.metadata["lease_until"]) == (False, clock.now + LEASE)
+    assert record.started_at == begun_at
+    assert [each.worker_id for each in await driver.workers()] == ["w0", "w1", "w2"]
+    beats = [await driver.beat(owner, ["w1"], {}, LEASE) for owner in ("launcher", "host")]
+    assert [beat.workers for beat in beats] == [{"w1": None}, {"w1": "active"}]
+    assert sorted(await driver.owners()) == ["host", "o1"]
+
+
+async def test_only_a_booking_is_taken_over_and_only_once(driver):
+    await register(driver, owner="launcher", metadata={"booked": True})
+    await register(driver, owner="launcher", metadata={"booked": True, "pool": "p"})
+    await register(driver, owner="host")
+    with pytest.raises(WorkerConflict):
+        await register(driver, owner="launcher", metadata={"booked": True})
+    with pytest.raises(WorkerConflict):
+        await register(driver, owner="other")
+    assert (await worker(driver)).metadata["owner"] == "host"
+
+
+async def test_who_has_booked_a_worker_may_begin_with_it(driver):
+    await register(driver, metadata={"booked": True, "pool": "p"})
+    assert (await register(driver)).metadata["booked"] is False
+    with pytest.raises(WorkerConflict):
+        await register(driver, owner="other")
+
+
+async def test_a_booking_that_was_told_to_end_still_is_when_it_begins(driver):
+    await register(driver, owner="launcher", metadata={"booked": True})
+    await driver.set_status("w1", "terminating", {"drain_until": 7.0})
+    assert (await register(driver, owner="host")).status == "terminating"
+    assert await driver.draining("host") == {"w1": 7.0}
+    assert await driver.draining("launcher") == {}
+
+
+async def test_a_booking_that_has_run_out_or_ended_is_registered_afresh(driver, clock):
+    for end in (lambda: clock.advance(LEASE + 1), lambda: None):
+        await register(driver, owner="launcher", metadata={"booked": True, "decision": "d"})
+        end()
+        if (await worker(driver)).metadata["lease_until"] > clock.now:
+            await driver.set_status("w1", "terminated", {"ended": "never launched"})
+        record = await register(driver, owner="host", metadata={"pool": "p"})
+        assert record.metadata == {"pool": "p", "owner": "host", "lease_until": clock.now + LEASE}
+        await driver.set_status("w1", "terminated")
+
+
+async def test_of_many_who_begin_with_one_booking_one_does(driver):
+    await register(driver, owner="launcher", metadata={"booked": True})
+    begun = [register(driver, owner=f"o{n}") for n in range(8)]
+    answers = await asyncio.gather(*begun, return_exceptions=True)
+    assert [type(answer) for answer in answers].count(WorkerConflict) == 7
+
+
 async def test_registering_again_does_not_undo_a_drain(driver):
     await register(driver)
     await driver.set_status("w1", "terminating")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Protocol
 
 Outcome = Literal["ended", "failed", "parked", "idle", "elsewhere", "refused", "gone"]
@@ -19,6 +19,10 @@ class Engine(Protocol):
 
     on_named: Callable[[str], None]
 
+    def start(self) -> None:
+        """Get ready to launch: hosts are warmed. It is done by the first launch, too; nothing depends on it."""
+        ...
+
     async def launch(
         self, caller_machine: Any, target_config: dict[str, Any], input_data: dict[str, Any], execution_id: str
     ) -> None:
@@ -27,6 +31,10 @@ class Engine(Protocol):
         One with a `machine_id` that is parked, or has ended, starts afresh with the new input, and keeps its inbox; one
         that was interrupted goes on to its next park first. One that another process runs is left alone. A machine that
         parks has no result: nothing is written, nothing is held. With `settings.background` it keeps no process.
+
+        Where there are hosts, those with a `machine_id` or `settings.background` stay in this process, and the others go to
+        a host; EngineError where none can be had, PoolAtCapacity where this one would have to queue and may not. A worker
+        whose host dies, or is told to go by others, is launched once more, under another id, in its place.
         """
         ...
 
@@ -51,6 +59,14 @@ class Engine(Protocol):
         """Launched machines that have not ended; those in the background do not count, nor those resumed."""
         ...
 
+    def owners(self) -> Collection[str]:
+        """The owners, in the store, of what was launched here: this process's, and its hosts', the past ones included."""
+        ...
+
+    async def in_hand(self) -> int:
+        """How many items the machines hold that were launched here."""
+        ...
+
     def failures(self) -> Mapping[str, BaseException]:
         """Launched machines that ended with an exception."""
         ...
@@ -60,9 +76,12 @@ class Engine(Protocol):
         ...
 
     def drain(self) -> None:
-        """Tell the workers to finish what they hold, and end."""
+        """Tell the workers to finish what they hold, and end; those that wait for a host are not launched any more."""
         ...
 
     async def close(self, deadline: float) -> int:
-        """Drain, and after `deadline` seconds cancel what still runs and hand its items back; return how many items."""
+        """Drain, and after `deadline` seconds cancel what still runs and hand its items back; return how many items.
+
+        Its hosts end with it.
+        """
         ...

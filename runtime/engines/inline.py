@@ -7,17 +7,16 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from flatfleet.runtime.engines.contract import Outcome
 from flatfleet.runtime.engines.hold import Hold, hold
-from flatfleet.runtime.engines.making import Bundles, check_hooks, peer, under
+from flatfleet.runtime.engines.making import Bundles, comes_again, id_of, parked, peer, stays, under
 from flatfleet.runtime.errors import MachineError, StoreError
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.machine import Machine
-from flatfleet.runtime.stores.records import WAITING, WOKEN, SnapshotRow
+from flatfleet.runtime.stores.records import WAITING, WOKEN
 from flatmachines.actions import MachineInvoker
 from flatmachines.backends import make_uri
 
@@ -25,11 +24,14 @@ logger = logging.getLogger(__name__)
 
 KEPT_FAILURES = 100
 
+Change = Callable[[Literal["began", "ended"], str, BaseException | None, bool], None]
+
 
 class InlineEngine(MachineInvoker):
     """Runs thousands of I/O-bound machines in one process. Machines are of the class of whoever launches them.
 
-    `build(bundle, execution_id)` makes a machine to resume; `on_named(machine_id)` hears of each that is run by name.
+    `build(bundle, execution_id)` makes a machine to resume; `on_named(machine_id)` hears of each that is run by name, and
+    `on_change(kind, machine_id, error, cancelled)` of each launched one that begins or ends, but for those in the background.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -42,18 +44,33 @@ class InlineEngine(MachineInvoker):
         self._bundles = Bundles(fleet.store)
         self.build: Callable[[Any, str], Machine] | None = None
         self.on_named: Callable[[str], None] = lambda machine_id: None
+        self.on_change: Change = lambda kind, machine_id, error, cancelled: None
+        self._wrong: dict[str, BaseException] = {}
+
+    def start(self) -> None: ...
 
     async def launch(
         self, caller_machine: Any, target_config: dict[str, Any], input_data: dict[str, Any], execution_id: str
     ) -> None:
-        name = input_data.get("machine_id")
-        machine_id = str(name or input_data.get("worker_id") or execution_id)
+        machine_id = id_of(input_data, execution_id)
         if machine_id in self._tasks:
             return
-        machine = peer(caller_machine, target_config, machine_id, self._store.lock)
-        if (target_config["data"].get("settings") or {}).get("background"):
+        try:
+            machine = peer(caller_machine, target_config, machine_id, self._store.lock)
+        except Exception as error:
+            await self._fleet.bookings.end(machine_id, type(error).__name__)
+            raise
+        self.admit(machine, machine_id, input_data)
+
+    def admit(self, machine: Any, machine_id: str, input_data: dict[str, Any]) -> None:
+        """Launch a machine that is made already; idempotent by its id."""
+        if machine_id in self._tasks:
+            return
+        if stays(machine.config, {}):
             self._background.add(machine_id)
-        self._start(machine_id, self._launched(machine, machine_id, input_data, named=bool(name)))
+        self._start(machine_id, self._launched(machine, machine_id, input_data, bool(input_data.get("machine_id"))))
+        if machine_id not in self._background:
+            self.on_change("began", machine_id, None, False)
 
     async def invoke(
         self,
@@ -86,6 +103,12 @@ class InlineEngine(MachineInvoker):
     def live(self) -> int:
         return len(self._tasks.keys() - self._background - self._resumed)
 
+    def owners(self) -> Collection[str]:
+        return (self._store.owner,)
+
+    async def in_hand(self) -> int:
+        return len(self._fleet.leases)
+
     def failures(self) -> Mapping[str, BaseException]:
         return dict(self._failures)
 
@@ -108,7 +131,7 @@ class InlineEngine(MachineInvoker):
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.wait(list(self._tasks.values()))
-        await self._fleet.expect_nobody()
+        await self._fleet.bookings.end_all()
         return await self._fleet.hand_back()
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
@@ -121,8 +144,11 @@ class InlineEngine(MachineInvoker):
     def _over(self, machine_id: str, task: asyncio.Task[Outcome]) -> None:
         """Forget a task; a message may have come for it after it looked, when it could not be resumed yet."""
         del self._tasks[machine_id]
+        error, told = self._wrong.pop(machine_id, None), machine_id not in self._background | self._resumed
         self._background.discard(machine_id)
         self._resumed.discard(machine_id)
+        if told:
+            self.on_change("ended", machine_id, error, task.cancelled())
         if not task.cancelled() and task.exception() is None and task.result() == "parked":
             self._store.bell.ring("signals")
 
@@ -147,13 +173,15 @@ class InlineEngine(MachineInvoker):
         row = await self._store.driver.load_snapshot(machine.execution_id)
         if row is not None and row.event not in ("waiting", "machine_end"):
             try:
-                output = await under(held, await self._rebuilt(row)).execute(resume_from=row.execution_id)
+                output = await under(held, await self._bundles.rebuilt(row, self.build)).execute(
+                    resume_from=row.execution_id
+                )
             except Exception as error:
                 if held.lost or isinstance(error, StoreError):
                     raise
                 logger.error("%s starts afresh, as it could not go on where it was: %s", row.execution_id, error)
             else:
-                if not _parked(output):
+                if not parked(output):
                     return output
         return await machine.run(input_data, fresh=True)
 
@@ -167,7 +195,7 @@ class InlineEngine(MachineInvoker):
                 if row is None or row.event not in events:
                     return "gone"
                 try:
-                    machine = under(held, await self._rebuilt(row))
+                    machine = under(held, await self._bundles.rebuilt(row, self.build))
                 except StoreError:
                     raise
                 except Exception as error:
@@ -180,14 +208,6 @@ class InlineEngine(MachineInvoker):
             logger.warning("%s could not be resumed: %s", machine_id, error)
             return "elsewhere"
 
-    async def _rebuilt(self, row: SnapshotRow) -> Machine:
-        if self.build is None:
-            raise MachineError("this engine was not told how to build machines")
-        bundle = await self._bundles.of(row)
-        machine = self.build(bundle, row.execution_id)
-        check_hooks(bundle, machine.hooks_registry)
-        return machine
-
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     async def _ended(
@@ -199,7 +219,7 @@ class InlineEngine(MachineInvoker):
             try:
                 result = await run
                 await self._fleet.hand_back(worker=machine_id)
-                if _parked(result):
+                if parked(result):
                     return "parked" if not resumed or machine.persistence.took else "idle"
                 await self._write(machine, machine_id, result)
             except (Exception, asyncio.CancelledError) as error:
@@ -211,7 +231,8 @@ class InlineEngine(MachineInvoker):
                     logger.warning("%s", error)
                     return "elsewhere"
                 self._failed(machine_id, told := error)
-                if not resumed or not await self._comes_again(machine_id, error):
+                await self._fleet.bookings.end(machine_id, type(error).__name__)
+                if not resumed or not await comes_again(self._store, machine_id, error):
                     await self._write(machine, machine_id, {"_error": str(error), "_error_type": type(error).__name__})
                 return "failed"
         except Exception as error:
@@ -223,22 +244,7 @@ class InlineEngine(MachineInvoker):
     async def _write(self, machine: Any, machine_id: str, result: Any) -> None:
         await machine.result_backend.write(make_uri(machine_id, "result"), result)
 
-    async def _comes_again(self, machine_id: str, error: BaseException) -> bool:
-        """True if a resumed machine that raised is resumed again: its message, or its store, is still there.
-
-        One that raised after its message was acknowledged has had it: it has failed, and nobody takes it up again.
-        """
-        row = await self._store.driver.load_snapshot(machine_id)
-        if row is None or isinstance(error, StoreError):
-            return row is not None
-        if row.event == WOKEN:
-            await self._store.driver.save_snapshot(replace(row, event="state_enter", channel=None), None, None)
-        return row.event == "waiting"
-
     def _failed(self, machine_id: str, error: BaseException) -> None:
         logger.error("%s ended: %s: %s", machine_id, type(error).__name__, error)
         self._failures.append((machine_id, error))
-
-
-def _parked(output: Any) -> bool:
-    return isinstance(output, dict) and bool(output.get("_waiting"))
+        self._wrong[machine_id] = error

@@ -1,19 +1,20 @@
-"""How an engine makes machines: for whoever launches one, or from a snapshot and the bundle that the store keeps."""
+"""How an engine tells machines apart, and makes them: for who launches one, or from a snapshot and the bundle in the store."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.bundle.shapes import mapping
 from flatfleet.runtime.engines.hold import Hold
-from flatfleet.runtime.errors import MachineError, UnknownAction
+from flatfleet.runtime.errors import MachineError, StoreError, UnknownAction
 from flatfleet.runtime.journal import Journal
 from flatfleet.runtime.machine import Machine
-from flatfleet.runtime.stores.records import SnapshotRow
+from flatfleet.runtime.stores.records import WOKEN, SnapshotRow
 from flatfleet.runtime.stores.store import Store
 from flatmachines.locking import NoOpLock
 
@@ -50,6 +51,34 @@ def under(held: Hold, machine: Machine) -> Machine:
     return machine
 
 
+def id_of(input_data: Mapping[str, Any], execution_id: str) -> str:
+    """The id of a launched machine."""
+    return str(input_data.get("machine_id") or input_data.get("worker_id") or execution_id)
+
+
+def stays(config: Mapping[str, Any], input_data: Mapping[str, Any]) -> bool:
+    """True if a machine belongs to the process that launches it: it has a name, or works in the background."""
+    return bool(input_data.get("machine_id") or (config["data"].get("settings") or {}).get("background"))
+
+
+def parked(output: Any) -> bool:
+    """True if a machine's output says that it waits for a message."""
+    return isinstance(output, dict) and bool(output.get("_waiting"))
+
+
+async def comes_again(store: Store, machine_id: str, error: BaseException) -> bool:
+    """True if a resumed machine that raised is resumed again: its message, or its store, is still there.
+
+    One that raised after its message was acknowledged has had it: it has failed, and nobody takes it up again.
+    """
+    row = await store.driver.load_snapshot(machine_id)
+    if row is None or isinstance(error, StoreError):
+        return row is not None
+    if row.event == WOKEN:
+        await store.driver.save_snapshot(replace(row, event="state_enter", channel=None), None, None)
+    return row.event == "waiting"
+
+
 class Bundles:
     """The bundles of snapshots, out of the store's configs."""
 
@@ -65,6 +94,15 @@ class Bundles:
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
         return found
+
+    async def rebuilt(self, row: SnapshotRow, build: Callable[[Any, str], Machine] | None) -> Machine:
+        """The machine of a snapshot, made by `build(bundle, execution_id)`; MachineError where it cannot be made here."""
+        if build is None:
+            raise MachineError("this engine was not told how to build machines")
+        bundle = await self.of(row)
+        machine = build(bundle, row.execution_id)
+        check_hooks(bundle, machine.hooks_registry)
+        return machine
 
     async def _load(self, digest: Any) -> Bundle:
         raw = await self._store.configs.get(digest) if isinstance(digest, str) else None

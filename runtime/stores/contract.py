@@ -142,7 +142,12 @@ class Driver(Protocol):
     async def register(
         self, worker: WorkerRegistration, owner: str, lease: float, metadata: Mapping[str, Any]
     ) -> WorkerRecord:
-        """Atomically register a worker; raises WorkerConflict if the id is alive under another owner."""
+        """Atomically register a worker; raises WorkerConflict if the id is alive under another owner.
+
+        A booking is taken over all the same: a live registration whose metadata has `booked` true, which a launcher has made
+        for a worker that begins elsewhere. Its status, its start and its metadata stay, and the new metadata is merged in.
+        Whoever registers a booking without saying `booked` again has begun: it becomes false.
+        """
         ...
 
     async def beat(self, owner: str, workers: Sequence[str], leases: Mapping[str, int], lease: float) -> Beat:

@@ -39,17 +39,21 @@ class MemoryDriver(MemoryItems, MemorySignals, MemoryFleets, MemoryGc):
         told = _metadata(name, metadata)
         known = self._workers.get(name)
         if known is not None and known.status in LIVE_WORKER:
-            if known.owner != owner and known.lease_until > now:
+            booked = bool(known.metadata.get("booked"))
+            if known.owner != owner and known.lease_until > now and not booked:
                 raise WorkerConflict(
                     f"worker {name!r} is {known.status} under {known.owner!r} until {stamp(known.lease_until)} "
                     f"— {owner!r} needs another id, or has to wait until that lease runs out"
                 )
-            known = known if known.owner == owner else None
+            known = known if known.owner == owner or known.lease_until > now else None
+            if booked and known is not None:
+                told["booked"] = bool(told.get("booked"))
         else:
             known = None
         if known is None:
             self._workers.pop(name, None)
             known = self._workers[name] = Worker(name, "active", owner, worker.started_at, now, now + lease)
+        known.owner = owner
         known.host, known.pid = worker.host, worker.pid
         known.capabilities = list(worker.capabilities) if worker.capabilities is not None else None
         known.heartbeat, known.lease_until = now, now + lease

@@ -21,12 +21,14 @@ REMEMBERED = 10_000
 
 
 def register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metadata: dict[str, Any]) -> WorkerRecord:
-    started, status, holder = worker.started_at, "active", owner
-    row = tx.run("registration", (worker.worker_id,)).fetchone()
+    started, status, holder, booked = worker.started_at, "active", owner, bool(metadata.get("booked"))
+    row, fresh = tx.run("registration", (worker.worker_id,)).fetchone(), True
     if row is not None:
         known, since, holder, until, _, told, _ = row
-        if known in LIVE_WORKER and holder == owner:
-            started, status, metadata = since, known, json.loads(told) | metadata
+        before = json.loads(told)
+        if known in LIVE_WORKER and (holder == owner or (until > tx.now and before.get("booked"))):
+            started, status, fresh = since, known, False
+            metadata = before | metadata | ({"booked": booked} if before.get("booked") else {})
         elif known in LIVE_WORKER and until > tx.now:
             raise WorkerConflict(
                 f"worker '{worker.worker_id}' is alive under {holder}; this process is {owner}. "
@@ -34,7 +36,7 @@ def register(tx: Tx, worker: WorkerRegistration, owner: str, lease: float, metad
             )
     capabilities = dump(worker.capabilities, "capabilities") if worker.capabilities is not None else None
     text = dump(metadata, "the metadata of a worker")
-    if row is not None and (known not in LIVE_WORKER or holder != owner):
+    if row is not None and fresh:
         tx.run("drop_worker", (worker.worker_id,))
     tx.run(
         "put_worker",

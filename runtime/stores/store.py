@@ -35,7 +35,7 @@ class Registration:
         self._lease = lease
 
     async def register(self, worker: WorkerRegistration, metadata: Mapping[str, Any] | None = None) -> WorkerRecord:
-        """Atomically register; raises WorkerConflict if the id is alive under another owner."""
+        """Atomically register; raises WorkerConflict if the id is alive under another owner, and no booking."""
         return await self._driver.register(worker, self._owner, self._lease, dict(metadata or {}))
 
     async def heartbeat(self, worker_id: str, metadata: Mapping[str, Any] | None = None) -> None:

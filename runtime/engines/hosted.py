@@ -1,0 +1,236 @@
+"""The engine with hosts: launched machines run in a pool of places beside this process; what has a name stays here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from typing import Any
+
+from flatfleet.runtime.bundle import Bundle
+from flatfleet.runtime.engines.hosts import Event, Host, Order, Setup
+from flatfleet.runtime.engines.inline import InlineEngine
+from flatfleet.runtime.engines.making import id_of, stays
+from flatfleet.runtime.engines.places import Place
+from flatfleet.runtime.engines.pool import HostPool
+from flatfleet.runtime.engines.replacing import Launched, Undertaker
+from flatfleet.runtime.engines.showing import Showing
+from flatfleet.runtime.engines.spec import EngineSpec
+from flatfleet.runtime.errors import HostDied, StoreError
+from flatfleet.runtime.fleet import Fleet
+from flatmachines.backends import make_uri
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""Hosts that one machine is given to, where each dies before it has it."""
+
+
+class HostedEngine(InlineEngine):
+    """Sends launched machines to hosts. Those with a name or in the background, those resumed, and `invoke` stay inline."""
+
+    def __init__(self, fleet: Fleet, spec: EngineSpec, setup: Setup, make: Callable[[str], Host]) -> None:
+        super().__init__(fleet)
+        self.pool = HostPool(spec.pool, make, self._heard, fleet.store.lease)
+        self._launched_there: dict[str, Launched] = {}
+        self._chores: set[asyncio.Task[None]] = set()
+        self._owners = {fleet.store.owner}
+        self._moved = asyncio.Event()
+        self._undertaker = Undertaker(fleet)
+        self._showing = Showing(fleet.store, spec, self.pool)
+
+    # -- launching -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.pool.start()
+        self._showing.start()
+
+    async def launch(
+        self, caller_machine: Any, target_config: dict[str, Any], input_data: dict[str, Any], execution_id: str
+    ) -> None:
+        self.start()
+        machine_id = id_of(input_data, execution_id)
+        if machine_id in self._launched_there:
+            return
+        if stays(target_config, input_data) or self._fleet.draining:
+            await super().launch(caller_machine, target_config, input_data, execution_id)
+            return
+        launched = Launched(_order(caller_machine, target_config, machine_id, input_data))
+        self._launched_there[machine_id] = launched
+        if self.pool.settings.queue:
+            self._dispatch(launched)
+            return
+        try:
+            launched.place = await self.pool.acquire()
+        except BaseException as error:
+            await self._give_up(launched, error, told=False)
+            raise
+        self._dispatch(launched)
+
+    def _dispatch(self, launched: Launched) -> None:
+        launched.task = self._chore(self._send(launched))
+
+    async def _send(self, launched: Launched) -> None:
+        """Get a place for a machine and send it there, again where that host dies before it has it."""
+        order, tries = launched.order, 0
+        assert order is not None
+        try:
+            while True:
+                place = launched.place = launched.place or await self.pool.acquire()
+                self._fleet.bookings.hand_over(order.machine_id)
+                try:
+                    await place.host.launch(order)
+                except HostDied:
+                    launched.place, tries = None, tries + 1
+                    self._fleet.bookings.take_back(order.machine_id)
+                    if tries == TRIES:
+                        raise
+                else:
+                    launched.sent = True
+                    if place.state == "gone":  # it died just after it had taken the order
+                        self._chore(self._bury(place, [launched], "it died"))
+                    return
+        except asyncio.CancelledError:
+            if launched.place is not None:
+                self.pool.release(launched.place)
+            self._forget(launched)
+            raise
+        except Exception as error:
+            if launched.place is not None:
+                self.pool.release(launched.place)
+            await self._give_up(launched, error)
+
+    async def _give_up(self, launched: Launched, error: BaseException, *, told: bool = True) -> None:
+        """A machine was not launched, or is lost: its booking and its wait for a result end."""
+        self._forget(launched)
+        name = launched.name
+        if told:
+            self._failed(name, error)
+        try:
+            await self._fleet.bookings.end(name, type(error).__name__)
+            if told:
+                about = {"_error": str(error), "_error_type": type(error).__name__}
+                await self._store.results.write(make_uri(name, "result"), about)
+        except StoreError as fault:
+            logger.warning("the store could not be told that %s has failed: %s", name, fault)
+
+    def _forget(self, launched: Launched) -> None:
+        self._launched_there.pop(launched.name, None)
+        self._wrong.pop(launched.name, None)
+        self._moved.set()
+
+    # -- what hosts tell -----------------------------------------------------------------------------------------------
+
+    def _heard(self, place: Place, event: Event) -> None:
+        if event.kind == "began" and event.id not in self._launched_there:
+            place.enter()
+            self._launched_there[event.id] = Launched(None, event.id, place, sent=True)
+        elif event.kind == "named":
+            self.on_named(event.id)
+        elif event.kind == "ended" and event.id in self._launched_there:
+            self._chore(self._over_there(place, event))
+        elif event.kind == "died":
+            mine = [each for each in self._launched_there.values() if each.place is place and each.sent]
+            self._chore(self._bury(place, mine, event.reason))
+        if place.host.owner is not None:
+            self._owners.add(place.host.owner)
+
+    async def _over_there(self, place: Place, event: Event) -> None:
+        """A machine has ended; if only because its host was told to go, another takes its place."""
+        launched = self._launched_there[event.id]
+        self.pool.release(place, time.monotonic() - launched.since)
+        launched.place = None
+        if event.error is not None:
+            self._failures.append((event.id, event.error))
+        elif place.state == "leaving" and not self._fleet.draining:
+            await self._replace(launched, f"{place.host.id} was told to go", cut_off=event.cancelled)
+        self._forget(launched)
+
+    async def _bury(self, place: Place, mine: list[Launched], reason: str) -> None:
+        """Hand back at once what a dead host held, and launch other workers in the place of its own."""
+        if place.host.owner is not None:
+            await self._undertaker.hand_back(place.host.owner)
+        for launched in mine:
+            if self._launched_there.get(launched.name) is launched:
+                await self._replace(launched, f"{place.host.id} died: {reason}", cut_off=True)
+                self._forget(launched)
+        if place.host.owner is not None:
+            await self._undertaker.mark_lost(place.host.owner)
+
+    async def _replace(self, launched: Launched, why: str, *, cut_off: bool) -> None:
+        """Launch a worker in the place of one that is lost; a machine that is no worker has failed by it."""
+        if self._fleet.draining or self.pool.closed:
+            return
+        try:
+            order = await self._undertaker.successor(launched, cut_off=cut_off)
+        except HostDied as error:
+            await self._give_up(launched, HostDied(f"{why}; {error}"))
+        except StoreError as error:
+            await self._give_up(launched, HostDied(f"{why}; it could not be replaced: {error}"))
+        else:
+            if order is not None:
+                later = self._launched_there[order.machine_id] = launched.next(order)
+                self._dispatch(later)
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._chores.discard(task)
+        self._moved.set()
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("the engine's work has failed", exc_info=task.exception())
+
+    # -- the whole of it -----------------------------------------------------------------------------------------------
+
+    def live(self) -> int:
+        return super().live() + len(self._launched_there)
+
+    def owners(self) -> Collection[str]:
+        return frozenset(self._owners)
+
+    async def in_hand(self) -> int:
+        held = [self._store.driver.claims(place.host.owner) for place in self.pool.places if place.host.owner]
+        return await super().in_hand() + sum(map(len, await asyncio.gather(*held)))
+
+    async def join(self) -> None:
+        while True:
+            await super().join()
+            if not self._launched_there and not self._chores:
+                return
+            self._moved.clear()
+            await self._moved.wait()
+
+    def drain(self) -> None:
+        super().drain()
+        self.pool.drain()
+        for launched in self._launched_there.values():
+            if launched.task is not None and launched.place is None:
+                launched.task.cancel()
+
+    async def close(self, deadline: float) -> int:
+        self.drain()
+        if deadline > 0:
+            try:
+                async with asyncio.timeout(deadline):
+                    await self.join()
+            except TimeoutError:
+                pass
+        n, _ = await asyncio.gather(self.pool.close(0), self._showing.stop())
+        return n + await super().close(0)
+
+
+def _order(caller: Any, config: Mapping[str, Any], machine_id: str, input_data: Mapping[str, Any]) -> Order:
+    about = {
+        "_parent_execution_id": caller.execution_id,
+        "_profiles_dict": caller._profiles_dict,
+        "_profiles_file": caller._profiles_file,
+    }
+    folder = str(caller._config_dir)
+    return Order(
+        machine_id, Bundle.of(config), dict(input_data), folder, {key: about[key] for key in about if about[key]}
+    )

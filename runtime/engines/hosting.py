@@ -1,0 +1,73 @@
+"""What runs inside a host, whatever kind it is: takes orders, runs them on the inline engine there, and tells events."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flatfleet.runtime.engines.hosts import Event, Order, Setup
+from flatfleet.runtime.engines.making import check_hooks
+
+
+def compose(setup: Setup) -> Any:
+    """The parts of a host (`run.Parts`) over a store, a fleet and an owner of its own, by the function that its setup names."""
+    sys.path.extend(folder for folder in setup.path if folder not in sys.path)
+    module, _, name = setup.compose.partition(":")
+    make = getattr(importlib.import_module(module), name)
+    return make(setup.url, served=setup.served, capabilities=setup.capabilities, lease=setup.lease)
+
+
+class Hosting:
+    """Runs launched machines with `parts`, and calls `tell(event)` on the event loop.
+
+    Whatever those machines launch runs here, too, and is told of like them.
+    """
+
+    def __init__(self, parts: Any, tell: Callable[[Event], None]) -> None:
+        self._parts = parts
+        self._tell = tell
+        self._engine = parts.engine
+        self._engine.on_change = self._changed
+        self._engine.on_named = lambda machine_id: tell(Event("named", machine_id))
+
+    @property
+    def owner(self) -> str:
+        """This host's owner in the store."""
+        owner: str = self._parts.store.owner
+        return owner
+
+    def launch(self, order: Order) -> None:
+        """Run a machine; idempotent by its id. Raises what makes it impossible to make it here, UnknownAction for one."""
+        machine = self._parts.machine(order.bundle, order.folder, order.machine_id, **order.about)
+        check_hooks(order.bundle, machine.hooks_registry)
+        self._engine.admit(machine, order.machine_id, dict(order.input))
+
+    def live(self) -> int:
+        """Machines that run here."""
+        n: int = self._engine.live()
+        return n
+
+    def drain(self) -> None:
+        """Let the workers finish what they hold, and end."""
+        self._engine.drain()
+
+    async def stop(self, seconds: float) -> int:
+        """Drain, after `seconds` cancel what still runs, and hand its items back; return how many. Called again, with less
+        time, it hurries on; each item is counted once.
+        """
+        n: int = await self._engine.close(seconds)
+        return n
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self._parts.fleet.close()
+
+    def hand_back(self) -> int:
+        """Give back, from any thread, every item that this host holds: where its event loop is blocked."""
+        n: int = self._parts.fleet.guard.hand_back()
+        return n
+
+    def _changed(self, kind: str, machine_id: str, error: BaseException | None, cancelled: bool) -> None:
+        self._tell(Event("began" if kind == "began" else "ended", machine_id, error, cancelled))

@@ -1,0 +1,116 @@
+"""What becomes of workers whose host has gone: their items are handed back, they are marked lost, others take their place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field, replace
+
+from flatfleet.runtime.engines.hosts import Order
+from flatfleet.runtime.engines.places import Place
+from flatfleet.runtime.errors import HostDied, StoreError
+from flatfleet.runtime.fleet import Fleet
+from flatfleet.runtime.stores.records import LIVE_WORKER
+from flatmachines import WorkerRecord
+from flatmachines.backends import make_uri
+
+logger = logging.getLogger(__name__)
+
+SHORT, STRIKES = 1.0, 10
+"""A worker whose host died before it had run for SHORT seconds is replaced STRIKES times in a row at most."""
+
+
+@dataclass(slots=True, eq=False)
+class Launched:
+    """A machine that was launched: its order (None: another one on that host launched it), and where it is.
+
+    `first` is the worker that it takes the place of, by so many `lives`; `sent` once a host has it.
+    """
+
+    order: Order | None
+    name: str = ""
+    place: Place | None = None
+    sent: bool = False
+    since: float = field(default_factory=time.monotonic)
+    first: str = ""
+    lives: int = 1
+    strikes: int = 0
+    task: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.order is not None:
+            self.name = self.order.machine_id
+        self.first = self.first or self.name
+
+    def next(self, order: Order) -> Launched:
+        """The one that takes its place."""
+        strikes = self.strikes + 1 if time.monotonic() - self.since < SHORT else 0
+        return Launched(order, first=self.first, lives=self.lives + 1, strikes=strikes)
+
+
+class Undertaker:
+    """Settles in the store what a host has left behind. Where the store is away, leases run out instead."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._store = fleet.store
+
+    async def hand_back(self, owner: str) -> int:
+        """Hand back the items of a dead host, as crashed; return how many."""
+        try:
+            n = await self._store.driver.hand_back(owner=owner, crashed=True)
+            if n:
+                self._store.bell.announce(*await self._store.driver.pools())
+        except StoreError as error:
+            logger.warning("the items of a host that died wait until their leases are over: %s", error)
+            return 0
+        return n
+
+    async def mark_lost(self, owner: str) -> None:
+        """Mark the workers of a dead host lost."""
+        try:
+            if await self._store.driver.mark_lost(owner):
+                self._store.bell.announce("workers")
+        except StoreError as error:
+            logger.warning("the workers of a host that died are marked lost later: %s", error)
+
+    async def successor(self, launched: Launched, *, cut_off: bool) -> Order | None:
+        """The order for a worker in the place of one that its host took along, booked already; None if none is due.
+
+        None is due for one that somebody had told to end, and one that had nothing left to do. HostDied is raised for a
+        machine that is no worker, if it was `cut_off`, and for a worker whose hosts die of it, as it seems.
+        """
+        order = launched.order
+        if order is None or not order.input.get("worker_id"):
+            if cut_off:
+                raise HostDied("it is no worker, which another one could replace")
+            return None
+        if launched.strikes >= STRIKES:
+            raise HostDied(f"{STRIKES} hosts have died within {SHORT:g} s of its start, one after the other")
+        name = f"{launched.first}.{launched.lives + 1}"
+        record = await self._store.registration.get(launched.name)
+        if record is None and not cut_off and not await self._drained(launched.name):
+            return None
+        if record is not None:
+            if not await self._noted(record, name, cut_off):
+                return None
+            told, kept = record.metadata or {}, ("pool", "parallelism", "decision", "machine")
+            await self._fleet.bookings.book(name, {key: told[key] for key in kept if key in told})
+        return replace(order, machine_id=name, input={**order.input, "worker_id": name})
+
+    async def _noted(self, record: WorkerRecord, name: str, cut_off: bool) -> bool:
+        """Note in a worker's record, in one step, that it is lost and who replaces it; False if nobody should."""
+        told = record.metadata or {}
+        live = record.status in LIVE_WORKER
+        ended = not live and record.status != "lost" and told.get("ended") not in ("drained", "CancelledError")
+        if ended or told.get("drained_by") or told.get("replaced_by") or record.status == "terminating":
+            return False
+        status = "lost" if live and cut_off else record.status
+        await self._store.driver.set_status(record.worker_id, status, {"replaced_by": name})
+        return True
+
+    async def _drained(self, name: str) -> bool:
+        """True if a worker that does not register itself ended because it was told to."""
+        result = await self._store.results.read(make_uri(name, "result"), block=False)
+        return isinstance(result, dict) and result.get("status") == "drained"

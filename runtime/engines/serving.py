@@ -1,0 +1,144 @@
+"""The inside of a process host: two threads talk to its parent, so that it answers also while a state blocks its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+from flatfleet.runtime.bundle import Bundle
+from flatfleet.runtime.engines import frames
+from flatfleet.runtime.engines.hosting import Hosting, compose
+from flatfleet.runtime.engines.hosts import STOPPING, Event, Order, Setup, told
+from flatfleet.runtime.errors import EngineError
+
+ORPHANED = 3.0
+"""Seconds that handing back may take once the parent has gone; then the process ends all the same."""
+
+
+class Server:
+    """Serves the parent behind a file descriptor until that says stop, is gone, or the process is told to go."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_inheritable(fd, False)
+        self._socket = socket.socket(fileno=fd)
+        first = frames.receive(self._socket)
+        if first is None:
+            raise EngineError("a host is started by a process with --engine process, and by nobody else")
+        about = first["setup"]
+        self.setup = Setup(**{**about, "capabilities": tuple(about["capabilities"]), "path": tuple(about["path"])})
+        self._hosting = Hosting(compose(self.setup), self._tell)
+        self._bundles: dict[str, Bundle] = {}
+        self._out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._parent = os.getppid()
+        self._end: asyncio.Future[float] | None = None
+        self._ending: asyncio.Task[int] | None = None
+
+    async def run(self) -> int:
+        """Serve; return the exit code."""
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.create_future()
+        die_with_parent()
+        writer = threading.Thread(target=self._write, name="flatfleet-tells", daemon=True)
+        writer.start()
+        threading.Thread(target=self._read, name="flatfleet-hears", daemon=True).start()
+        self._say({"kind": "hello", "owner": self._hosting.owner})
+        try:
+            n = await self._hosting.stop(await self._end)
+            n += await self._ending if self._ending is not None else 0
+        finally:
+            await self._hosting.close()
+        self._say({"kind": "bye", "handed_back": n})
+        self._out.put(None)
+        writer.join(STOPPING)
+        return 0
+
+    def leave(self) -> None:
+        """Somebody else than the parent wants this process to go: drain within its grace; asked again, or orphaned: now."""
+        alone = os.getppid() != self._parent
+        if not alone:
+            self._say({"kind": "leaving", "seconds": self.setup.grace})
+        self._stop(0.0 if alone else self.setup.grace)
+
+    def hand_back(self) -> int:
+        """Give back what is claimed, from any thread."""
+        return self._hosting.hand_back()
+
+    def _stop(self, seconds: float) -> None:
+        assert self._end is not None
+        if not self._end.done():
+            self._end.set_result(seconds)
+        elif self._ending is None:
+            self._ending = asyncio.ensure_future(self._hosting.stop(seconds))
+
+    # -- threads -------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        while (message := frames.receive(self._socket)) is not None:
+            if message["kind"] == "ping":
+                self._say({"kind": "pong"})
+            else:
+                self._loop.call_soon_threadsafe(self._take, message)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._stop, 0.0)
+            timer = threading.Timer(ORPHANED, self._leave_at_once)
+            timer.daemon = True
+            timer.start()
+
+    def _leave_at_once(self) -> None:
+        last = threading.Timer(ORPHANED, os._exit, (1,))
+        last.daemon = True
+        last.start()
+        try:
+            self.hand_back()
+        finally:
+            os._exit(1)
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):
+            while (data := self._out.get()) is not None:
+                self._socket.sendall(data)
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._out.put(frames.pack(message))
+
+    def _tell(self, event: Event) -> None:
+        error = None if event.error is None else told(event.error)
+        self._say({"kind": event.kind, "id": event.id, "error": error, "cancelled": event.cancelled})
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind, name = message["kind"], message.get("id", "")
+        if kind == "bundle":
+            self._bundles[name] = Bundle.of(json.loads(message["raw"]))
+        elif kind == "forget":
+            self._bundles.pop(name, None)
+        elif kind == "order":
+            try:
+                bundle = self._bundles[message["bundle"]]
+                self._hosting.launch(Order(name, bundle, message["input"], message["folder"], message["about"]))
+            except Exception as error:
+                self._say({"kind": "refused", "id": name, "error": told(error)})
+            else:
+                self._say({"kind": "accepted", "id": name})
+        elif kind == "drain":
+            self._hosting.drain()
+        elif kind == "stop":
+            self._stop(message["seconds"])
+
+
+def die_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent ends, where it can: the socket tells it, too, unless a fork holds that."""
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
