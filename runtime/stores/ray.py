@@ -17,7 +17,7 @@ from typing import Any
 
 from flatfleet.runtime.errors import FleetError, StoreUnavailable
 from flatfleet.runtime.stores.contract import Driver
-from flatfleet.runtime.stores.ray_cluster import NAMESPACE, in_caller, joined
+from flatfleet.runtime.stores.ray_cluster import NAMESPACE, in_caller, joined, ray_module
 from flatfleet.runtime.stores.ray_keeper import PROTOCOL, Keeper
 from flatfleet.runtime.stores.ray_url import RayUrl
 
@@ -68,6 +68,7 @@ class RayDriver:
         self._number = 0
         self._waiting: dict[int, _Call] = {}
         self._flusher: asyncio.Task[None] | None = None
+        self._away: tuple[type[BaseException], ...] = ()
         self._sent: set[asyncio.Task[None]] = set()
 
     def __getattr__(self, op: str) -> Any:
@@ -97,7 +98,7 @@ class RayDriver:
             await asyncio.wait(tasks)
         opened, self._opened = self._opened, None
         if opened is not None:
-            with contextlib.suppress(*lost()):
+            with contextlib.suppress(*self._away):
                 await asyncio.wait_for(_answer(opened.actor.leave.remote(opened.file, self.client)), PATIENCE)
 
     # -- operations ----------------------------------------------------------------------------------------------------
@@ -190,14 +191,14 @@ class RayDriver:
 
     async def _patiently(self, act: Callable[[], Any]) -> Any:
         """Return what `act` returns that is not None; try again while the actor is away."""
-        started, away = time.monotonic(), lost()
+        started, self._away = time.monotonic(), self._away or await in_caller(lost)
         while True:
             error: BaseException | None = None
             opened = self._opened
             try:
                 if (answer := await act()) is not None:
                     return answer
-            except away as raised:
+            except self._away as raised:
                 error = raised
                 if opened is not None:
                     self.forget(opened)
@@ -259,9 +260,7 @@ async def _answer(ref: Any) -> Any:
 
 def lost() -> tuple[type[BaseException], ...]:
     """What Ray raises when an actor has died or cannot be reached."""
-    import ray
-
-    errors = ray.exceptions
+    errors = ray_module().exceptions
     return errors.RayActorError, errors.RaySystemError, errors.GetTimeoutError, errors.ObjectLostError
 
 

@@ -117,11 +117,12 @@ def in_caller(call: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def _begin(options: Mapping[str, Any]) -> str:
-    _ray()
+    ray_module()
     return _start(**options)
 
 
-def _ray() -> Any:
+def ray_module() -> Any:
+    """Import Ray, which takes a second, and not before its chatter is off. Blocks."""
     check_installed("a Ray cluster")
     for name, value in {**QUIET, **_token()}.items():
         os.environ.setdefault(name, value)
@@ -131,7 +132,7 @@ def _ray() -> Any:
 
 
 def _join(address: str | None, record: bool) -> str:
-    ray = _ray()
+    ray = ray_module()
     if ray.is_initialized():
         here = str(ray.get_runtime_context().gcs_address)
         if address is not None and not _same(address, here):

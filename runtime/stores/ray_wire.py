@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.stores.datagrams import Topics
 from flatfleet.runtime.stores.ray import RayDriver, lost
+from flatfleet.runtime.stores.ray_cluster import in_caller
 
 PAUSE = 0.005
 """Seconds for which what is announced is gathered."""
@@ -52,7 +53,7 @@ class RayWire:
 
     async def _listen(self) -> None:
         boot, seen = None, 0
-        away: tuple[type[BaseException], ...] = (StoreError, *lost())
+        away: tuple[type[BaseException], ...] = (StoreError, *await in_caller(lost))
         while True:
             try:
                 opened = await self._driver.ready()
