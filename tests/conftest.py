@@ -65,7 +65,7 @@ def ray_cluster() -> str:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     from flatfleet.runtime.stores.ray_cluster import begin
 
-    return begin(num_cpus=4, _temp_dir=folder).result(120)
+    return begin(num_cpus=4, _temp_dir=folder, _system_config={"prestart_worker_first_driver": False}).result(120)
 
 
 @pytest.fixture

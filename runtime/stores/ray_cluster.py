@@ -168,7 +168,6 @@ def _start(**options: Any) -> str:
     import ray
 
     told: dict[str, Any] = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, **options}
-    told["_system_config"] = {"prestart_worker_first_driver": False}
     try:
         ray.init(address="local", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **told)
     except Exception as error:
