@@ -120,7 +120,7 @@ async def _execute(options: Any) -> int:
     parts = _made_by()(
         options.store,
         engine=getattr(options, "engine", "inline"),
-        hosts={"grace": getattr(options, "drain_deadline", None) or GRACE, "verbose": options.verbose},
+        hosts={"grace": getattr(options, "grace", GRACE), "verbose": options.verbose},
         served=getattr(options, "stay", False),
         capabilities=getattr(options, "capabilities", ()),
         must_exist=options.must_exist,

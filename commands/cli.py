@@ -23,6 +23,7 @@ VERBS = (
 HIDDEN = ("host",)
 """Verbs that only our own processes use."""
 STORE = "sqlite:fleet.db"
+ENGINE = "inline"
 
 Known = Callable[[], Mapping[str, Collection[str]]]
 """Makes the names of all hooks with those of their actions; called only by a verb that checks machines."""
@@ -110,6 +111,17 @@ def parser(verb: str, description: str, takes: str = "") -> Parser:
     made.add_argument("--json", action="store_true", default=False, help="one JSON document on standard output")
     made.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
     return made
+
+
+def add_engine(made: Parser) -> None:
+    """Add the flag of verbs that host a fleet; run.py makes the engine, and says what is wrong with it."""
+    made.add_argument(
+        "--engine",
+        default=os.environ.get("FLATFLEET_ENGINE") or ENGINE,
+        metavar="SPEC",
+        help="where launched machines run: inline, in this process; process, in a pool of others, such as "
+        "process?max_size=4; ray (docs/engines.md); or FLATFLEET_ENGINE (now: %(default)s)",
+    )
 
 
 def choice(*names: str) -> Callable[[str], str]:

@@ -11,7 +11,7 @@ from typing import Any
 from flatfleet.runtime.errors import UsageError, did_you_mean
 
 RESERVED = frozenset(
-    {"help", "store", "json", "verbose", "task", "agents", "with", "stay", "drain-deadline", "capabilities"}
+    {"help", "store", "json", "verbose", "task", "agents", "with", "stay", "drain-deadline", "capabilities", "engine"}
 )
 WORDS = {
     "string": "text",

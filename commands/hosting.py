@@ -63,7 +63,7 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         out="",
         interrupted=session.interrupted,
         handed_back=session.handed_back,
-        drained=await drained(store, pool.name, counts),
+        drained=await drained(store, pool.name, counts, parts.engine.owners()),
     )
     if options.json:
         told = messages.report(store, fleet, "".join(sent), message, [store.owner], decision)

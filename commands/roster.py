@@ -45,7 +45,7 @@ def _doing(worker: dict[str, Any]) -> str:
     item = plain(worker["item"]) if worker["item"] else None
     if worker["status"] not in SCREEN_WORKER.values() or worker["status"] in ("terminated", "lost"):
         return f"held {item}" if item else f"{worker['processed'] or 0} done"
-    doing = f"works on {item}" if item else "idle"
+    doing = f"works on {item}" if item else "not begun" if worker["booked"] else "idle"
     if worker["status"] == "draining" and item and worker["drain_until"] is not None:
         doing += f", {span(max(0.0, worker['drain_until'] - time.time()))} to finish"
     return doing
@@ -69,6 +69,7 @@ def _row(worker: Any, dead: Any, now: float) -> dict[str, Any]:
         "host": worker.host,
         "started": worker.started_at,
         "heartbeat": worker.last_heartbeat or datetime.now(UTC).isoformat(),
+        "booked": worker.status in LIVE_WORKER and bool(about.get("booked")),
         "launched_by": about.get("decision"),
         "drained_by": about.get("drained_by"),
         "drain_until": float(until) if isinstance(until, int | float) else None,

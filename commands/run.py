@@ -48,6 +48,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
             'pip install "flatfleet[llm]", or take the agents that need none: --agents offline'
         )
     options.capabilities = tuple(filter(None, map(str.strip, options.capabilities.split(","))))
+    options.grace = options.drain_deadline
     options.bundle, options.file, options.agents = config, file, chosen.agents
     options.writes = task is None or "out" in bundle.used_inputs(task)
     options.defaults = {spec.name: spec.default for spec in specs.values()}
@@ -73,6 +74,7 @@ def _parser(file: str, description: str) -> cli.Parser:
         metavar="S",
         help="seconds (or 10m, 2h) that the items in hand have to finish after the first Ctrl-C (default: 30)",
     )
+    cli.add_engine(made)
     made.add_argument("--capabilities", default="", metavar="A,B", help="what the workers here can serve")
     return made
 
@@ -132,7 +134,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         out=str(settings.get("out") or "") if options.writes else "",
         interrupted=session.interrupted,
         handed_back=session.handed_back,
-        drained=await drained(parts.store, pool.name, counts) if pool else 0,
+        drained=await drained(parts.store, pool.name, counts, parts.engine.owners()) if pool else 0,
     )
     terminal.show(json.dumps(summary.as_dict()) if options.json else summary.text())
     return await session.end(summary.exit_code(parts.engine.failures()))

@@ -36,9 +36,13 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     made.add_argument(
         "--host", action="store_true", help="where no process hosts the fleet: host it here until it is done"
     )
+    cli.add_engine(made)
     made.add_argument("--stay", action="store_true", help="with --host: stay when the pool is empty, and wait for more")
     made.add_argument("--forget", action="store_true", help="send nothing, and drop the messages that nobody has heard")
     options = cli.on_store(made, argv, "scale", command)
+    if not options.host and "--engine" in " ".join(argv).replace("=", " ").split():
+        raise UsageError("--engine belongs to --host: it is the process that hosts the fleet that has one")
+    options.engine = options.engine if options.host else cli.ENGINE
     options.message = {} if options.forget else _message(options)
     if options.forget and options.amount is not None:
         raise UsageError("--forget drops the messages that wait; it takes no number of workers")

@@ -12,6 +12,7 @@ from typing import Any
 
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.signals import GRACE, Signals
+from flatfleet.runtime.errors import StoreError
 
 DEADLINE = 30.0
 """Seconds that the items in hand have to finish after the first interrupt."""
@@ -132,14 +133,10 @@ class Session:
         if self._dispatcher is not None:
             await self._dispatcher.stop()
         self._parts.engine.drain()
-        main, leases = self._main, self._parts.fleet.leases
+        main = self._main
         if main is not None and not self._is_worker():
             main.cancel()
-        self._progress.say(
-            f"stopping: {len(leases)} in hand, {self._deadline:g} s to finish (Ctrl-C again: stop now)"
-            if leases
-            else "stopping"
-        )
+        self._progress.say(await self._stopping())
         ended = asyncio.create_task(self._all_ended())
         again = asyncio.create_task(self._now.wait())
         await asyncio.wait([ended, again], timeout=self._deadline, return_when=asyncio.FIRST_COMPLETED)
@@ -150,6 +147,15 @@ class Session:
             main.cancel()
             await asyncio.wait([main], timeout=HANDOVER)
         self.handed_back = await self._parts.engine.close(0)
+
+    async def _stopping(self) -> str:
+        try:
+            held = await self._parts.engine.in_hand()
+        except StoreError:
+            held = len(self._parts.fleet.leases)
+        if not held:
+            return "stopping"
+        return f"stopping: {held} in hand, {self._deadline:g} s to finish (Ctrl-C again: stop now)"
 
     def _is_worker(self) -> bool:
         return self._machine is not None and bool(self._machine._context.get("worker_id"))

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flatfleet.commands import cli, decided, exits, finding
+from flatfleet.commands import cli, decided, engines, exits, finding
 from flatfleet.commands.durations import span, until
 from flatfleet.commands.finding import count
 from flatfleet.commands.terminal import document, plain, show
-from flatfleet.runtime import scaling
+from flatfleet.runtime import engine_notes, scaling
 from flatfleet.runtime.owner import is_dead
 
 SHOWN = 20
@@ -39,12 +39,15 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     everyone = roster.rows(records, ended=True, pool=options.pool)
     ended = len(everyone) - len(roster.rows(records, pool=options.pool))
     workers = everyone if options.all else roster.rows(records, pool=options.pool)
+    hosting = [engines.row(each) for each in await engine_notes.engines(store)]
     if options.json:
-        document({"store": store.url, "pools": pools, "workers": workers, "ended_workers": ended})
+        about = {"store": store.url, "pools": pools, "workers": workers, "ended_workers": ended, "engines": hosting}
+        document(about)
         return exits.DONE
     lines = [f"store {plain(store.url)}"]
     for name, about in pools.items():
         lines += _lines(name, about)
+    lines += [line for each in hosting for line in engines.lines(each)]
     hint = f" ({ended} ended; --all shows them)" if ended and not options.all else ""
     lines.append(f"{count(len(everyone) - ended, 'worker')}{hint}")
     shown = roster.by_status(workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ REASON_SHOWN = 200
 class Summary:
     """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items.
 
-    `drained` are the workers of this process that somebody told to end, where they have left items.
+    `drained` are the workers of this process, or of its hosts, that somebody told to end, where they have left items.
     """
 
     machine: str
@@ -135,13 +135,15 @@ class Summary:
         return " ".join(words)
 
 
-async def drained(store: Any, pool: str, counts: Counts | None) -> int:
-    """How many workers of this process were drained, if they have left items in the pool."""
+async def drained(store: Any, pool: str, counts: Counts | None, owners: Collection[str]) -> int:
+    """How many workers of these owners were drained, and not replaced, if they have left items in the pool."""
     if counts is None or not counts.left:
         return 0
     ended = [record.metadata or {} for record in await store.registration.list() if record.status == "terminated"]
     return sum(
-        (each.get("owner"), each.get("pool"), each.get("ended")) == (store.owner, pool, "drained") for each in ended
+        (each.get("pool"), each.get("ended"), each.get("replaced_by")) == (pool, "drained", None)
+        and each.get("owner") in owners
+        for each in ended
     )
 
 

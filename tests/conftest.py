@@ -125,16 +125,16 @@ def driver(open_driver: Opener, clock: Clock) -> Driver:
 class Kit:
     """One process of a fleet: its parts, and machines of inline configs whose actions are a test's own functions."""
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, engine: str = "inline", **hosts: Any) -> None:
         from flatfleet import hooks
         from flatfleet.run import Parts
+        from flatfleet.runtime import engines
         from flatfleet.runtime.adapters.registry import adapters
-        from flatfleet.runtime.engines.inline import InlineEngine
         from flatfleet.runtime.fleet import Fleet
 
         self.store = store
         self.fleet = Fleet(store)
-        self.engine = InlineEngine(self.fleet)
+        self.engine: Any = engines.make(engine, self.fleet, **hosts)
         self.parts = Parts(store, self.fleet, self.engine, hooks.registry(self.fleet), adapters())
         self.functions: dict[str, Any] = {}
         self._others: list[Kit] = []
@@ -180,6 +180,14 @@ def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
     from flatfleet.runtime.stores import open_store
 
     return Kit(open_store("memory:" if request.param == "memory" else f"sqlite:{tmp_path / 'fleet.db'}"))
+
+
+@pytest.fixture
+def make_kit() -> Callable[..., Kit]:
+    """`make_kit(url, engine, **hosts)`: a process's parts over that store, with that engine (see runtime/engines)."""
+    from flatfleet.runtime.stores import open_store
+
+    return lambda url, engine="inline", **hosts: Kit(open_store(url), engine, **hosts)
 
 
 def flow(states: dict[str, Any], context: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:

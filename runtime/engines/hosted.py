@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 from flatfleet.runtime.bundle import Bundle
+from flatfleet.runtime.engines.contract import Outcome
 from flatfleet.runtime.engines.hosts import Event, Host, Order, Setup
 from flatfleet.runtime.engines.inline import InlineEngine
 from flatfleet.runtime.engines.making import id_of, stays
@@ -132,6 +133,8 @@ class HostedEngine(InlineEngine):
             self._chore(self._over_there(place, event))
         elif event.kind == "died":
             mine = [each for each in self._launched_there.values() if each.place is place and each.sent]
+            if mine and not self.pool.closed:
+                logger.error("%s died (%s) with %d machines on it", place.host.id, event.reason, len(mine))
             self._chore(self._bury(place, mine, event.reason))
         if place.host.owner is not None:
             self._owners.add(place.host.owner)
@@ -197,6 +200,10 @@ class HostedEngine(InlineEngine):
         held = [self._store.driver.claims(place.host.owner) for place in self.pool.places if place.host.owner]
         return await super().in_hand() + sum(map(len, await asyncio.gather(*held)))
 
+    def resume(self, execution_id: str, *, unparked: bool = False) -> asyncio.Task[Outcome] | None:
+        self.start()  # it may launch something
+        return super().resume(execution_id, unparked=unparked)
+
     async def join(self) -> None:
         while True:
             await super().join()
@@ -221,6 +228,10 @@ class HostedEngine(InlineEngine):
             except TimeoutError:
                 pass
         n, _ = await asyncio.gather(self.pool.close(0), self._showing.stop())
+        while self._chores:
+            await asyncio.wait(self._chores)
+        n += await self._undertaker.settle(self._owners - {self._store.owner})
+        self._launched_there.clear()
         return n + await super().close(0)
 
 

@@ -124,8 +124,8 @@ class HostPool:
         """A request has waited long enough: start what it needs, or refuse it if it may not queue."""
         if not waiter.done():
             self._grow()
-            full = len(self.counted()) >= self.settings.max_size and self._coming() < len(self._waiting)
-            if full and not self.settings.queue:
+            full = len(self.counted()) >= self.settings.max_size
+            if full and not self.settings.queue and self._waiting.index(waiter) >= self._coming():
                 self._waiting.remove(waiter)
                 waiter.set_exception(PoolAtCapacity(full_of(self.settings)))
 

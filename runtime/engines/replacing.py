@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from flatfleet.runtime.engines.hosts import Order
@@ -74,6 +75,19 @@ class Undertaker:
                 self._store.bell.announce("workers")
         except StoreError as error:
             logger.warning("the workers of a host that died are marked lost later: %s", error)
+
+    async def settle(self, owners: Set[str]) -> int:
+        """Hand back, burning no attempt, what hosts still hold that were stopped, and deregister their workers."""
+        n, driver = 0, self._store.driver
+        try:
+            for owner in owners & set(await driver.owners()):
+                n += await driver.hand_back(owner=owner, crashed=False)
+                for record in await driver.workers():
+                    if record.status in LIVE_WORKER and record.metadata["owner"] == owner:
+                        await driver.set_status(record.worker_id, "terminated", {"ended": "drained"})
+        except StoreError as error:
+            logger.warning("what hosts held waits until their leases are over: %s", error)
+        return n
 
     async def successor(self, launched: Launched, *, cut_off: bool) -> Order | None:
         """The order for a worker in the place of one that its host took along, booked already; None if none is due.

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
 
+from flatfleet.runtime.engine_notes import ENGINE
 from flatfleet.runtime.engines.pool import HostPool
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import StoreError
-from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
-ENGINE = "engine/"
-"""How the keys begin of the lock that says that a process has hosts, and of the entry that tells of them."""
 EVERY = 1.0
 """Seconds between two notes, where something has changed."""
 
@@ -65,13 +62,3 @@ class Showing:
             except StoreError as error:
                 logger.warning("the engine could not be noted: %s", error)
             await asyncio.sleep(EVERY)
-
-
-async def shown(store: Store) -> list[dict[str, Any]]:
-    """What the living processes with hosts have noted last, each with its `owner`."""
-    found = []
-    for key, owner, _ in await store.driver.locks(ENGINE):
-        known, value = await store.driver.get(key)
-        if known and not is_dead(owner):
-            found.append({"owner": owner, **value})
-    return found
