@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -122,6 +123,11 @@ class RayHost:
         self.on_event(Event("died", reason=reason))
 
     def _heard(self, told: Mapping[str, Any]) -> None:
+        if told["kind"] == "log":
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"{self.id}: {told['line']}\n")
+                sys.stderr.flush()
+            return
         error = heard(told["error"]) if told["error"] else None
         self.on_event(Event(told["kind"], told["id"], error, told["cancelled"], told["seconds"]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -97,6 +98,18 @@ class Machines:
             self._ending = asyncio.ensure_future(self.hosting.stop(seconds))
 
 
+class _Log(logging.Handler):
+    """Has what is logged here shown where the launcher runs; Ray keeps what is printed."""
+
+    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say({"kind": "log", "line": self.format(record)})
+
+
 class RayHosting:
     """The actor. Its methods block, and Ray runs several at once; what they say is data.
 
@@ -119,6 +132,9 @@ class RayHosting:
         os.environ.update(variables)
         with contextlib.suppress(OSError):
             os.chdir(folder)
+        self._log = _Log(self._say)
+        logging.basicConfig(level=logging.INFO if setup.verbose else logging.ERROR, handlers=[self._log], force=True)
+        logging.captureWarnings(True)
         self._machines = Machines(setup, self._tell)
         try:
             owner = self._machines.start()
@@ -166,9 +182,12 @@ class RayHosting:
     def _tell(self, event: Event) -> None:
         error = None if event.error is None else told(event.error)
         about = {"kind": event.kind, "id": event.id, "error": error}
+        self._say({**about, "cancelled": event.cancelled, "seconds": event.seconds})
+
+    def _say(self, message: dict[str, Any]) -> None:
         with self._told:
             self._number += 1
-            self._events.append((self._number, {**about, "cancelled": event.cancelled, "seconds": event.seconds}))
+            self._events.append((self._number, message))
             self._told.notify_all()
 
     # -- told to go by others than the parent --------------------------------------------------------------------------

@@ -29,6 +29,8 @@ KNOCK = 3.0
 """Seconds within which a cluster's address has to accept a connection."""
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory of a cluster that we start: what we send is small, and does not pass through it."""
+SETTINGS: Mapping[str, Any] = {"worker_niceness": 0}
+"""Of a cluster that we start: its actors are the store and the hosts, and no less urgent than the launcher."""
 QUIET: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SCHEDULER_EVENTS": "0",
@@ -168,6 +170,7 @@ def _start(**options: Any) -> str:
     import ray
 
     told: dict[str, Any] = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, **options}
+    told["_system_config"] = {**SETTINGS, **options.get("_system_config", {})}
     try:
         ray.init(address="local", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **told)
     except Exception as error:
