@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import io
 import pickle
 import random
 import time
 import uuid
-from collections.abc import Callable, KeysView, ValuesView
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from flatfleet.runtime.errors import FleetError, StoreUnavailable
 from flatfleet.runtime.stores.contract import Driver
-from flatfleet.runtime.stores.ray_cluster import NAMESPACE, in_caller, joined, ray_module
-from flatfleet.runtime.stores.ray_keeper import PROTOCOL, Keeper
+from flatfleet.runtime.stores.ray_cluster import in_caller, joined, lost
+from flatfleet.runtime.stores.ray_keeper import PROTOCOL, keeper
+from flatfleet.runtime.stores.ray_pickling import pickled
 from flatfleet.runtime.stores.ray_url import RayUrl
 
 OPERATIONS = frozenset(name for name in vars(Driver) if not name.startswith("_")) - {"close", "durable"}
@@ -104,7 +103,7 @@ class RayDriver:
     # -- operations ----------------------------------------------------------------------------------------------------
 
     async def _call(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        body = _pickled(op, args, kwargs)
+        body = pickled(op, args, kwargs)
         self._number += 1
         call = _Call(op, self._number, body, asyncio.get_running_loop().create_future())
         self._waiting[call.number] = call
@@ -216,7 +215,7 @@ class RayDriver:
     async def _open(self) -> Opened:
         first = self._id is None
         await joined(self.url.address, record=not self._must_exist)
-        actor = await in_caller(functools.partial(_actor, self.url.name))
+        actor = await in_caller(functools.partial(keeper, self.url.name))
         told = (self.url.path, self.url.synchronous, self._must_exist or not first, self.client)
         worked, found = pickle.loads(await _answer(actor.open.remote(*told)))
         if not worked:
@@ -235,68 +234,5 @@ class RayDriver:
         return Opened(actor, found["file"], found["id"])
 
 
-def _actor(name: str) -> Any:
-    import ray
-
-    return (
-        ray.remote(Keeper)
-        .options(
-            name=f"store:{name}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=10_000,
-            num_cpus=0,
-            resources={"node:__internal_head__": 0.001},
-        )
-        .remote(name)
-    )
-
-
 async def _answer(ref: Any) -> Any:
     return await ref
-
-
-def lost() -> tuple[type[BaseException], ...]:
-    """What Ray raises when an actor has died or cannot be reached."""
-    errors = ray_module().exceptions
-    return errors.RayActorError, errors.RaySystemError, errors.GetTimeoutError, errors.ObjectLostError
-
-
-# -- arguments ---------------------------------------------------------------------------------------------------------
-
-
-PLAIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
-    (str, str.__str__),
-    (int, int.__int__),
-    (float, float.__float__),
-    (dict, dict),
-    (list, list),
-    (tuple, tuple),
-)
-
-
-class _Pickler(pickle.Pickler):
-    """Sends data as the plain types that it is of: the head node does not know the classes of a user's modules."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, KeysView | ValuesView):
-            return list, (list(value),)
-        if isinstance(value, MappingProxyType):
-            return dict, (dict(value),)
-        for plain, exactly in PLAIN:
-            if isinstance(value, plain):
-                return plain, (exactly(value),)
-        return NotImplemented
-
-
-def _pickled(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    body = io.BytesIO()
-    try:
-        _Pickler(body, pickle.HIGHEST_PROTOCOL).dump((op, args, kwargs))
-    except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
-        raise TypeError(
-            f"what was given to '{op}' is not JSON data: {error}; use dict, list, str, numbers, booleans, null"
-        ) from error
-    return body.getvalue()

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import functools
 import importlib.util
 import logging
 import os
 import queue
-import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flatfleet.runtime.errors import StoreUnavailable, StoreUrlError
+from flatfleet.runtime.stores.ray_address import knock, recorded, same, started_by_ray
 
 T = TypeVar("T")
 
@@ -25,8 +23,6 @@ NAMESPACE = "flatfleet"
 """Where the names of our actors stand, apart from those of other programs."""
 JOIN, START = 20.0, 60.0
 """Seconds within which a cluster has to let this process in; one that may have to be started here, too."""
-KNOCK = 3.0
-"""Seconds within which a cluster's address has to accept a connection."""
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory of a cluster that we start: what we send is small, and does not pass through it."""
 SETTINGS: Mapping[str, Any] = {"worker_niceness": 0}
@@ -45,11 +41,6 @@ def check_installed(what: str) -> None:
     """Raise StoreUrlError if Ray is not installed; `what` is what was asked for. Imports nothing."""
     if importlib.util.find_spec("ray") is None:
         raise StoreUrlError(f"{what} needs Ray, which is not installed here: pip install 'flatfleet[ray]'")
-
-
-def state_dir() -> Path:
-    """Where this user's programs keep what outlives them: $XDG_STATE_HOME, else ~/.local/state."""
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "flatfleet" / "ray"
 
 
 def join(address: str | None, *, record: bool = True) -> Future[str]:
@@ -133,17 +124,23 @@ def ray_module() -> Any:
     return ray
 
 
+def lost() -> tuple[type[BaseException], ...]:
+    """What Ray raises when an actor has died or cannot be reached."""
+    errors = ray_module().exceptions
+    return errors.RayActorError, errors.RaySystemError, errors.GetTimeoutError, errors.ObjectLostError
+
+
 def _join(address: str | None, record: bool) -> str:
     ray = ray_module()
     if ray.is_initialized():
         here = str(ray.get_runtime_context().gcs_address)
-        if address is not None and not _same(address, here):
+        if address is not None and not same(address, here):
             raise StoreUnavailable(f"this process is in the Ray cluster {here}: it cannot join {address}, too")
         return here
-    found = address or os.environ.get("RAY_ADDRESS") or _started_by_ray()
+    found = address or os.environ.get("RAY_ADDRESS") or started_by_ray()
     if found and found not in ("auto", "local"):
         return _enter(found)
-    with _recorded(record) as ours:
+    with recorded(record) as ours:
         return _enter(ours) if ours else _start()
 
 
@@ -157,7 +154,7 @@ def _enter(address: str) -> str:
     import ray
 
     if "://" not in address:
-        _knock(address)
+        knock(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
@@ -187,70 +184,3 @@ def _explained(address: str, error: Exception) -> str:
         f"{told}. This machine must be a node of it (`ray start --address={address}`), with the same versions of Ray and "
         "Python; the port is the head node's (6379 by default), not Ray Client's 10001"
     )
-
-
-def _knock(address: str) -> None:
-    """Raise StoreUnavailable unless somebody listens there: Ray itself would try for a minute, and then end the process."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK):
-            return
-    except (OSError, ValueError) as error:
-        raise StoreUnavailable(
-            f"no Ray cluster answers at {address}: {error}. Start one there (ray start --head), or name another; "
-            "without an address a local one is used"
-        ) from error
-
-
-def _same(one: str, other: str) -> bool:
-    if one == other:
-        return True
-    hosts, ports = zip(*(each.rpartition(":")[::2] for each in (one, other)), strict=True)
-    if ports[0] != ports[1]:
-        return False
-    with contextlib.suppress(OSError):
-        found = [{info[4][0] for info in socket.getaddrinfo(host.strip("[]"), None)} for host in hosts]
-        return bool(found[0] & found[1]) or any(each.startswith("127.") for each in map(str, found[0]))
-    return False
-
-
-def _started_by_ray() -> str | None:
-    """The address that `ray start` has left, if its cluster still answers."""
-    try:
-        address = (Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster").read_text().strip()
-        _knock(address)
-    except (OSError, StoreUnavailable):
-        return None
-    return address
-
-
-@contextlib.contextmanager
-def _recorded(record: bool) -> Iterator[str | None]:
-    """The address of a cluster that another process of this user has started, if it lives; else one is started inside.
-
-    That one is noted for others. Two processes that start at once get one cluster.
-    """
-    if not record and not (state_dir() / "cluster").exists():
-        yield None
-        return
-    try:
-        state_dir().mkdir(parents=True, exist_ok=True)
-        file = (state_dir() / "cluster").open("a+", encoding="utf-8")
-    except OSError:  # a user without a home: others will not find it, and nothing else
-        yield None
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        try:
-            ours = file.read().strip() or None
-            if ours:
-                _knock(ours)
-        except (ValueError, StoreUnavailable):
-            ours = None
-        yield ours
-        if ours is None and record:
-            import ray
-
-            file.truncate(0)
-            file.write(str(ray.get_runtime_context().gcs_address))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 from flatfleet.runtime.errors import StoreError
 from flatfleet.runtime.stores.datagrams import Topics
-from flatfleet.runtime.stores.ray import RayDriver, lost
-from flatfleet.runtime.stores.ray_cluster import in_caller
+from flatfleet.runtime.stores.ray import RayDriver
+from flatfleet.runtime.stores.ray_cluster import in_caller, lost
 
 PAUSE = 0.005
 """Seconds for which what is announced is gathered."""
