@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import importlib
 import inspect
 import itertools
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,8 @@ os.environ.setdefault("FLATAGENTS_METRICS_ENABLED", "false")
 
 import pytest
 from flatfleet.runtime.stores.contract import Driver
+from flatfleet.runtime.stores.ray import RayDriver
+from flatfleet.runtime.stores.ray_url import RayUrl
 
 
 class Clock:
@@ -46,8 +53,28 @@ def _sqlite(path: Path, clock: Clock) -> Driver:
     return SQLiteDriver(path.with_suffix(".db"), clock=clock)
 
 
+def _ray(path: Path, clock: Clock) -> Driver:
+    return RayDriver(RayUrl("tests", ray_cluster(), f"{path}.db"), clock=clock)  # type: ignore[return-value]
+
+
+@functools.cache
+def ray_cluster() -> str:
+    """The address of the Ray cluster of this test process, which is started when it is needed, and ends with the process."""
+    folder = tempfile.mkdtemp(prefix="flatfleet-ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # before Ray's own, and so after it
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from flatfleet.runtime.stores.ray_cluster import begin
+
+    return begin(num_cpus=4, _temp_dir=folder, _system_config={"prestart_worker_first_driver": False}).result(120)
+
+
+@pytest.fixture
+def ray_address() -> str:
+    return ray_cluster()
+
+
 #: Every driver that has to keep the contract. A new one is one line here: (fresh path, clock) → driver.
-DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {"memory": _memory, "sqlite": _sqlite}
+DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {"memory": _memory, "sqlite": _sqlite, "ray": _ray}
 
 if _named := os.environ.get("FLATFLEET_TEST_DRIVER"):  # module:function, of somebody else's store: docs/backends.md
     _module, _, _function = _named.partition(":")
@@ -59,15 +86,39 @@ def clock() -> Clock:
     return Clock()
 
 
+class Opener:
+    """Opens stores of one kind: a new one by a call, and `again` a durable one as another process has it open.
+
+    `lives` is how many random lives it is worth trying on one.
+    """
+
+    def __init__(self, kind: Callable[[Path, Clock], Driver], folder: Path, lives: int) -> None:
+        self.lives = lives
+        self._kind = kind
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._paths: weakref.WeakKeyDictionary[Driver, Path] = weakref.WeakKeyDictionary()
+
+    def __call__(self, clock: Clock) -> Driver:
+        return self._at(self._folder / f"store{next(self._numbers)}", clock)
+
+    def again(self, driver: Driver, clock: Clock) -> Driver:
+        return self._at(self._paths[driver], clock)
+
+    def _at(self, path: Path, clock: Clock) -> Driver:
+        driver = self._kind(path, clock)
+        self._paths[driver] = path
+        return driver
+
+
 @pytest.fixture(params=list(DRIVERS))
-def open_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Clock], Driver]:
+def open_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """A function that opens a new, empty store; who calls it closes it."""
-    numbers = itertools.count()
-    return lambda clock: DRIVERS[request.param](tmp_path / f"store{next(numbers)}", clock)
+    return Opener(DRIVERS[request.param], tmp_path, 6 if request.param == "ray" else 40)
 
 
 @pytest.fixture
-def driver(open_driver: Callable[[Clock], Driver], clock: Clock) -> Driver:
+def driver(open_driver: Opener, clock: Clock) -> Driver:
     return open_driver(clock)
 
 

@@ -173,7 +173,7 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
         @rule(closed=st.booleans())
         def restart(self, closed: bool) -> None:
             """Another process opens the store, with or without the first having closed it."""
-            old, self.driver = self.driver, type(self.driver)(self.driver._group.path, clock=self.clock)
+            old, self.driver = self.driver, open_driver.again(self.driver, self.clock)
             if closed:
                 self.run(old.close())
             else:
@@ -222,7 +222,7 @@ def test_random_lives_agree_with_the_model(open_driver, clock):
     run_state_machine_as_test(
         lives(open_driver, type(clock)),
         settings=settings(
-            max_examples=25,
+            max_examples=min(25, open_driver.lives),
             stateful_step_count=60,
             deadline=None,
             database=None,

@@ -102,7 +102,7 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
         @precondition(lambda self: self.driver.durable)
         @rule(closed=st.booleans())
         def restart(self, closed: bool) -> None:
-            old, self.driver = self.driver, type(self.driver)(self.driver._group.path, clock=self.clock)
+            old, self.driver = self.driver, open_driver.again(self.driver, self.clock)
             if closed:
                 self.runner.run(old.close())
             else:
@@ -136,7 +136,7 @@ def test_random_lives_of_workers_are_as_the_reference_says(open_driver, clock):
     run_state_machine_as_test(
         lives(open_driver, type(clock)),
         settings=settings(
-            max_examples=40,
+            max_examples=open_driver.lives,
             stateful_step_count=50,
             deadline=None,
             database=None,

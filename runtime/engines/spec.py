@@ -13,6 +13,8 @@ from flatfleet.runtime.errors import EngineUrlError, did_you_mean
 KINDS = ("inline", "process", "ray")
 ADDRESSED = ("ray",)
 """Kinds that are somewhere: what stands behind `//` is where."""
+OPTIONS = {"ray": {"cpus"}}
+"""Options of one kind alone, which it reads itself."""
 ASSIGNMENTS = ("least_loaded", "round_robin")
 
 Assignment = Literal["least_loaded", "round_robin"]
@@ -66,6 +68,7 @@ def parse(text: str | EngineSpec) -> EngineSpec:
         raise EngineUrlError(f"engine '{text}': write the address as in {kind}://host:6379")
     given = dict(parse_qsl(query, keep_blank_values=True))
     known = {each.name for each in fields(PoolSettings)} if kind != "inline" else set()
+    known |= OPTIONS.get(kind, set())
     return EngineSpec(kind, address, _pool(text, kind, given, known), MappingProxyType(given), text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 from urllib.parse import parse_qsl, urlsplit
 
 from flatfleet.runtime.errors import StoreUrlError, did_you_mean
@@ -12,7 +13,7 @@ from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.records import LEASE
 from flatfleet.runtime.stores.store import Store
 
-SCHEMES = ("memory", "sqlite")
+SCHEMES = ("memory", "ray", "sqlite")
 DEFAULT_URL = "sqlite:fleet.db"
 PLUGINS = "flatfleet.stores"
 """The entry points of stores that are not ours: URL scheme → `function(url, must_exist)` → a Driver."""
@@ -24,8 +25,9 @@ def open_store(
     """Return the store behind a URL; it connects when it is first used.
 
     `memory:` lives and dies with the process. `sqlite:PATH[?synchronous=NORMAL|FULL]` is a file, relative to the
-    working folder. Other kinds come from packages that declare them (docs/backends.md). Raises StoreUrlError for the
-    rest. With `must_exist` a file that is not there is not made: StoreUnavailable when it is first used.
+    working folder. `ray:NAME` and `ray://HOST:PORT/NAME` are in a Ray cluster (docs/ray.md). Other kinds come from
+    packages that declare them (docs/backends.md). Raises StoreUrlError for the rest. With `must_exist` a
+    file that is not there is not made: StoreUnavailable when it is first used.
     """
     driver, wire = _driver(url, must_exist)
     return Store(driver, url, owner or this_process(), lease, wire)
@@ -54,6 +56,16 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
             raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
         file = Path(path).expanduser().absolute()
         return SQLiteDriver(file, synchronous, must_exist=must_exist), HostWire(file)
+    if parts.scheme == "ray":
+        from flatfleet.runtime.stores.ray import RayDriver
+        from flatfleet.runtime.stores.ray_cluster import check_installed
+        from flatfleet.runtime.stores.ray_url import RayUrl
+        from flatfleet.runtime.stores.ray_wire import RayWire
+
+        found = RayUrl.parse(url)
+        check_installed(f"store URL '{url}'")
+        driver = RayDriver(found, must_exist)
+        return cast(Driver, driver), RayWire(driver)
     from importlib.metadata import entry_points
 
     for plugin in entry_points(group=PLUGINS, name=parts.scheme):

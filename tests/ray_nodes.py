@@ -1,0 +1,127 @@
+"""A fleet on several raylets, whose nodes come and go: prints what it saw as JSON. For test_ray_engine.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.update(RAY_AUTH_MODE="disabled", FLATFLEET_COMPOSE="engine_hooks:compose")
+
+from flatfleet.runtime.stores.ray_cluster import QUIET, SETTINGS
+
+os.environ.update(QUIET)
+
+import engine_hooks
+import ray
+import yaml
+from flatfleet.runtime import bundle, engine_notes
+from ray._private.state import actors
+from ray.cluster_utils import Cluster
+
+LOOK = 0.05
+COMMON = {"node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20, "include_dashboard": False}
+SOON = {
+    "prestart_worker_first_driver": False,
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 300,
+    "health_check_failure_threshold": 3,
+}
+OFFER = {"num_cpus": 1, "resources": {"spot": 1, "region:eu": 1}, **COMMON}
+
+
+async def until(holds: Any) -> Any:
+    async with asyncio.timeout(90):
+        while not (value := await holds()):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK)
+        return value
+
+
+def node_of_the_host() -> str:
+    (found,) = (a for a in actors().values() if a["ActorClassName"] == "RayHosting" and a["State"] == "ALIVE")
+    node: str = found["Address"]["NodeID"]
+    return node
+
+
+async def run(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
+    parts = engine_hooks.compose(
+        f"ray://{cluster.address}/nodes?path={folder}/fleet.db",
+        engine=f"ray://{cluster.address}?min_size=1&max_size=1",
+        capabilities=["region:eu", "spot"],
+    )
+    store, places, pool = parts.store, parts.engine.pool.places, parts.store.work.pool("p")
+
+    async def pending() -> Any:
+        return places and places[0].host.about().get("pending")
+
+    async def noted() -> Any:
+        found = await engine_notes.engines(store)
+        return found and found[0]["hosts"] and found[0]["hosts"][0].get("pending")
+
+    async def came(n: int) -> None:
+        async def here() -> bool:
+            return len(await store.signals.peek("came")) >= n
+
+        await until(here)
+
+    await launch(parts, folder)
+    told.update(pending=await until(pending), state=places[0].as_dict()["state"], noted=await until(noted))
+    first = cluster.add_node(**OFFER)
+    await came(2)
+    told.update(
+        pending_then=await pending(), first=first.node_id == node_of_the_host(), pid=places[0].host.about()["pid"]
+    )
+    cluster.add_node(**OFFER)
+    dead = places[0].host.owner
+    cluster.remove_node(first, allow_graceful=False)
+    await came(4)
+    await store.driver.put("gate", True)
+    store.bell.announce("gate")
+    await parts.engine.join()
+    lost = [each for each in await store.registration.list() if each.status == "lost"]
+    attempts = [each.outcome for i in range(6) for each in await store.driver.attempts(f"p:i{i}")]
+    told.update(completed=(await pool.counts()).completed, attempts=sorted(attempts), lost=len(lost))
+    told.update(of_the_dead={each.metadata["owner"] for each in lost} == {dead})
+    told.update(failures=[str(each) for each in parts.engine.failures().values()])
+    await parts.engine.close(0)
+    await parts.fleet.close()
+
+
+async def launch(parts: Any, folder: Path) -> None:
+    """Push six items, and launch two workers for them."""
+    states = {
+        "start": {"action": "work", "hooks": "test", "transitions": [{"to": "done"}]},
+        "done": {"type": "final", "output": {"out": "context.out"}},
+    }
+    data = {"name": "task", "context": {"item": "input.item", "out": None, "pid": None}, "states": states}
+    task = {"spec": "flatmachine", "spec_version": "4.2.1", "metadata": {}, "data": data}
+    (folder / "task.yml").write_text(yaml.safe_dump(task))
+    worker = bundle.load("package:flatfleet/machines/worker.yml", task=str(folder / "task.yml"))
+    pool = parts.store.work.pool("p")
+    await pool.push_many([pool.new({"item": i}, key=f"i{i}") for i in range(6)])
+    caller = parts.machine({**task, "data": {"name": "caller", "states": {"start": {"type": "final"}}}}, str(folder))
+    for name in ("w0", "w1"):
+        await parts.engine.launch(caller, worker, {"pool": "p", "worker_id": name}, name)
+
+
+def main(folder: Path) -> None:
+    sockets = tempfile.mkdtemp(prefix="flatfleet-ray-")  # their paths have to be short
+    head = {"num_cpus": 1, "temp_dir": sockets, "_system_config": {**SETTINGS, **SOON}, **COMMON}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    told: dict[str, Any] = {}
+    try:
+        asyncio.run(run(cluster, folder, told))
+    finally:
+        sys.stdout.write(json.dumps(told) + "\n")
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
