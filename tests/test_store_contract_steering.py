@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.records import SUSPECT, WALKED, Claim, Counts, Failure, NewItem, SnapshotRow
-from flatfleet.runtime.stores.sqlite import SQLiteDriver
 
 LEASE = 60.0
 
@@ -45,9 +44,9 @@ async def recount(driver: Any, pool: str = "p") -> None:
 
 
 @pytest.fixture
-def other(driver, clock):
+def other(driver, reopen, clock):
     """The same store as another process has it open; a store in memory has no other process."""
-    return SQLiteDriver(driver._group.path, clock=clock) if driver.durable else driver
+    return reopen(driver, clock)
 
 
 # -- claim limits ------------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from flatfleet.runtime.errors import StoreUrlError, did_you_mean
 from flatfleet.runtime.owner import this_process
+from flatfleet.runtime.stores import redis_url
 from flatfleet.runtime.stores.bell import Wire
 from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.records import LEASE
 from flatfleet.runtime.stores.store import Store
 
-SCHEMES = ("memory", "sqlite")
+SCHEMES = ("memory", "sqlite", "redis", "rediss", "unix")
 DEFAULT_URL = "sqlite:fleet.db"
 PLUGINS = "flatfleet.stores"
 """The entry points of stores that are not ours: URL scheme → `function(url, must_exist)` → a Driver."""
@@ -54,12 +55,16 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
             raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
         file = Path(path).expanduser().absolute()
         return SQLiteDriver(file, synchronous, must_exist=must_exist), HostWire(file)
+    if parts.scheme in redis_url.SCHEMES:
+        from flatfleet.runtime.stores.redis import RedisDriver
+
+        return RedisDriver(redis_url.parse(url), must_exist=must_exist), None
     from importlib.metadata import entry_points
 
     for plugin in entry_points(group=PLUGINS, name=parts.scheme):
         return plugin.load()(url, must_exist), None
-    scheme = parts.scheme or url
+    scheme = parts.scheme or redis_url.shown(url)
     known = (*SCHEMES, *entry_points(group=PLUGINS).names)
     raise StoreUrlError(
-        f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"
+        f"store URL '{redis_url.shown(url)}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"
     )

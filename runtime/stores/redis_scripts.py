@@ -1,0 +1,71 @@
+"""The Lua scripts of the Redis store: named blocks of lua/*.lua, each made whole with what it needs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from importlib import resources
+from typing import NamedTuple
+
+from flatfleet.runtime.stores.buckets import _LEAST, _SMOOTH, _STEPS, KEPT
+from flatfleet.runtime.stores.leftovers import ATTEMPTS_KEPT
+from flatfleet.runtime.stores.memory_metrics import OLDEST
+from flatfleet.runtime.stores.records import DECISIONS, SUSPECT
+
+FILES = ("items", "workers", "executions", "fleets", "gc")
+ATTEMPT = 9
+"""Fields of an attempt in its item's list."""
+CONSTANTS = {
+    "ATTEMPT": ATTEMPT,
+    "ATTEMPTS_KEPT": ATTEMPTS_KEPT,
+    "DECISIONS_MOST": DECISIONS,
+    "EXPIRED": 500,
+    "KEPT": KEPT,
+    "LEAST": _LEAST,
+    "LOOK": OLDEST,
+    "RIPE": 5000,
+    "SMOOTH": _SMOOTH,
+    "STEPS": _STEPS,
+    "SUSPECT": SUSPECT,
+}
+_BLOCK = re.compile(r"^-- (name|shared): (\w+)(?: needs (.*))?$", re.MULTILINE)
+
+
+class Script(NamedTuple):
+    """A script: its name, its text, and the digest by which a server knows it."""
+
+    name: str
+    text: bytes
+    digest: bytes
+
+
+def read(name: str) -> str:
+    return resources.files("flatfleet.runtime.stores").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
+@functools.cache
+def blocks() -> dict[tuple[str, str], tuple[tuple[str, ...], str]]:
+    """{(kind, name): (what it needs, its text)} of all blocks."""
+    found = {}
+    for file in ("shared", *FILES):
+        parts = _BLOCK.split(read(file))[1:]
+        for kind, name, needs, text in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
+            found[kind, name] = (tuple((needs or "").split()), text.strip())
+    return found
+
+
+@functools.cache
+def script(name: str) -> Script:
+    """The script of this name; KeyError if there is none."""
+    constants = "\n".join(f"local {key} = {value}" for key, value in CONSTANTS.items())
+    order: dict[tuple[str, str], None] = {}
+
+    def need(block: tuple[str, str]) -> None:
+        for other in blocks()[block][0]:
+            need(("shared", other))
+        order.setdefault(block)
+
+    need(("name", name))
+    text = "\n".join([constants, read("keys"), *(blocks()[block][1] for block in order)]).encode()
+    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
