@@ -135,8 +135,8 @@ def _redis(path: Path, clock: Clock) -> Driver:
 
 def reopened(driver: Any, clock: Clock) -> Any:
     """The same store as another process has it open; a store in memory has no other process."""
-    if hasattr(driver, "target"):
-        return type(driver)(driver.target, clock=clock)
+    if hasattr(driver, "server"):
+        return type(driver)(driver.server, clock=clock)
     return type(driver)(driver._group.path, clock=clock) if driver.durable else driver
 
 

@@ -24,7 +24,7 @@ class RedisDriver(RedisItems, RedisReads, RedisWorkers, RedisExecutions, RedisFl
 
     def __init__(self, target: Target, clock: Callable[[], float] | None = None, must_exist: bool = False) -> None:
         library()
-        self.target = target
+        self.server = target
         self._asked: set[str] = set()
         self._link = Link(target, clock, must_exist)
 
