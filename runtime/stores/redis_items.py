@@ -153,7 +153,7 @@ def _claims(pool: str, worker: str, answer: list[bytes]) -> list[Claim]:
     now = float(answer[0])
     claims, claimed_at = [], stamp(now)
     for about, text in zip(answer[1::2], answer[2::2], strict=True):
-        item_id, token, (attempts, crashes, most, created, due) = loaded(about)
+        item_id, token, attempts, crashes, most, created, due = loaded(about)
         key, data = json.loads(text)
         claims.append(
             Claim(

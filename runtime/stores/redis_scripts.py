@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Iterable
 from importlib import resources
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ CONSTANTS = {
     "SUSPECT": SUSPECT,
 }
 _BLOCK = re.compile(r"^-- (name|shared): (\w+)(?: needs (.*))?$", re.MULTILINE)
+_HERE = re.compile(r"^ *-- here: (\w+)$", re.MULTILINE)
 
 
 class Script(NamedTuple):
@@ -57,8 +59,15 @@ def blocks() -> dict[tuple[str, str], tuple[tuple[str, ...], str]]:
 
 @functools.cache
 def script(name: str) -> Script:
-    """The script of this name; KeyError if there is none."""
+    """The script of this name, with what it needs: at its head, or where it says `here`; KeyError if there is none."""
     constants = "\n".join(f"local {key} = {value}" for key, value in CONSTANTS.items())
+    parts = [constants, read("keys"), *_needed([("name", name)])]
+    text = _HERE.sub(lambda found: "\n".join(_needed([("shared", found[1])])), "\n".join(parts)).encode()
+    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+
+
+def _needed(names: Iterable[tuple[str, str]]) -> list[str]:
+    """The texts of these blocks, each behind those that it needs."""
     order: dict[tuple[str, str], None] = {}
 
     def need(block: tuple[str, str]) -> None:
@@ -66,6 +75,6 @@ def script(name: str) -> Script:
             need(("shared", other))
         order.setdefault(block)
 
-    need(("name", name))
-    text = "\n".join([constants, read("keys"), *(blocks()[block][1] for block in order)]).encode()
-    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+    for name in names:
+        need(name)
+    return [blocks()[block][1] for block in order]

@@ -1,6 +1,6 @@
 -- Work items, in named blocks (`-- name: x [needs y …]`). ARGV from 3 on are the operation's own arguments.
 
--- name: push needs items metrics
+-- name: push needs items pushing
 -- pool, operation, then of each item: id, data, priority, not_before, needs, max_attempts, max_crashes
 local pool, operation = ARGV[3], ARGV[4]
 local answers, seen, n = {}, {}, 0
@@ -35,24 +35,20 @@ if n > 0 then
 end
 return answers
 
--- name: claim needs attempts metrics
+-- name: claim needs claiming
 -- pool, worker, owner, n, lease, limit, whether the worker may ask for the first time, operation, then capabilities
 local pool, worker, owner, n = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
-local lease, limit, operation = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[10]
-local answer = { text(now) }
-
-local function tell(id, token)
-    local key = T .. ITEM .. id
-    answer[#answer + 1] = cjson.encode({ id, token,
-        call("HMGET", key, "attempts", "crashes", "max_attempts", "created", "due") })
-    answer[#answer + 1] = call("GET", T .. DATA .. id)
-end
+local ends, limit, operation = now + tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[10]
+local delayed, leases, claims = T .. DELAYED .. pool, T .. LEASES .. pool, T .. CLAIMS .. owner
+local answer, waits = { text(now) }, {}
 
 if again then
-    local held = call("HGETALL", T .. CLAIMS .. owner)
+    local held = call("HGETALL", claims)
     for i = 1, #held, 2 do
-        if call("HGET", T .. ITEM .. held[i], "claimed") == operation then
-            tell(held[i], held[i + 1])
+        local found = call("HMGET", T .. ITEM .. held[i], "attempts", "crashes", "max_attempts", "created", "due", "claimed")
+        if found[6] == operation then
+            answer[#answer + 1] = cjson.encode({ held[i], held[i + 1], unpack(found, 1, 5) })
+            answer[#answer + 1] = call("GET", T .. DATA .. held[i])
         end
     end
     if #answer > 1 then
@@ -64,47 +60,71 @@ if ARGV[9] == "1" then
     local found = call("HMGET", T .. WORKER .. worker, "status", "began")
     if LIVING[found[1]] and call("HSETNX", T .. TOLD .. worker, "asked", now) == 1 and found[2] then
         local key, new = T .. POOL .. pool, math.max(0, now - tonumber(found[2]))
-        local startup = tonumber(call("HGET", key, "startup") or "")
-        bucket(pool)
+        local before = call("HMGET", key, "startup", "second")
+        local startup = tonumber(before[1] or "")
+        bucket(pool, before[2])
         call("HSET", key, "startup", startup and startup + SMOOTH * (new - startup) or new)
     end
 end
 
-for _, id in ipairs(call("ZRANGEBYSCORE", T .. DELAYED .. pool, "-inf", now, "LIMIT", 0, RIPE)) do
-    local item = load(id)
-    leave(item)
-    call("HSET", T .. ITEM .. id, "state", "ready")
-    line_up(item)
-end
-for _, id in ipairs(call("ZRANGEBYSCORE", T .. LEASES .. pool, "-inf", now, "LIMIT", 0, EXPIRED)) do
-    crash(load(id), "its lease ran out")
+local ripe = call("ZRANGEBYSCORE", delayed, "-inf", now, "LIMIT", 0, RIPE)
+local expired = call("ZRANGEBYSCORE", leases, "-inf", now, "LIMIT", 0, EXPIRED)
+if #ripe > 0 or #expired > 0 then
+    -- here: attempts
+    for _, id in ipairs(ripe) do
+        local item = load(id)
+        leave(item)
+        call("HSET", T .. ITEM .. id, "state", "ready")
+        line_up(item)
+    end
+    for _, id in ipairs(expired) do
+        crash(load(id), "its lease ran out")
+    end
 end
 
-local paused = call("HGET", T .. POOL .. pool, "paused")
-if paused and (paused == "inf" or tonumber(paused) > now) then
+local about = call("HMGET", T .. POOL .. pool, "paused", "second")
+if about[1] and (about[1] == "inf" or tonumber(about[1]) > now) then
     return answer
 end
 if limit then
-    n = math.min(n, limit - call("ZCARD", T .. LEASES .. pool))
+    n = math.min(n, limit - call("ZCARD", leases))
 end
 if n < 1 then
     return answer
 end
 
--- Whether the capabilities cover the requirements: netstrings, one after the other.
+local function take(line, member)
+    local id = string.sub(member, 17)
+    local key = T .. ITEM .. id
+    local found = call("HMGET", key, "token", "attempts", "crashes", "max_attempts", "created", "since")
+    local token = (found[1] or 0) + 1
+    call("HSET", key, "state", "claimed", "token", token, "worker", worker, "owner", owner, "due", ends, "started", now,
+        "claimed", operation)
+    call("ZADD", leases, ends, id)
+    call("HSET", claims, id, token)
+    call("SADD", T .. HELD .. worker, id)
+    if line.suspect then
+        call("HINCRBY", T .. SUSPECTS, owner, 1)
+    end
+    waits[#waits + 1] = now - found[6]
+    answer[#answer + 1] = cjson.encode({ id, token, found[2], found[3], found[4], found[5], text(ends) })
+    answer[#answer + 1] = call("GET", T .. DATA .. id)
+end
+
+-- The lines that the capabilities cover; the requirements in their names are netstrings, one after the other.
 local able
-local function covers(needs)
+local function covers(line)
     if not able then
         able = {}
         for i = 11, #ARGV do
             able[ARGV[i]] = true
         end
     end
-    local at = 1
-    while at <= #needs do
-        local colon = string.find(needs, ":", at, true)
-        local size = tonumber(string.sub(needs, at, colon - 1))
-        if not able[string.sub(needs, colon + 1, colon + size)] then
+    local at = 2
+    while at <= #line do
+        local colon = string.find(line, ":", at, true)
+        local size = tonumber(string.sub(line, at, colon - 1))
+        if not able[string.sub(line, colon + 1, colon + size)] then
             return false
         end
         at = colon + size + 1
@@ -112,51 +132,29 @@ local function covers(needs)
     return true
 end
 
-local lines, suspects = {}, {}
-for _, line in ipairs(call("SMEMBERS", T .. LINES .. pool)) do
-    if #line == 1 or covers(string.sub(line, 2)) then
-        local kind = string.sub(line, 1, 1) == "s" and suspects or lines
-        kind[#kind + 1] = { name = line, key = two(LINE, pool, line) }
+local lines, barred = {}, nil
+for _, name in ipairs(call("SMEMBERS", T .. LINES .. pool)) do
+    local suspect = string.byte(name) == 115
+    if suspect and barred == nil then
+        barred = call("HEXISTS", T .. SUSPECTS, owner) == 1
+    end
+    if (#name == 1 or covers(name)) and not (suspect and barred) then
+        lines[#lines + 1] = { name = name, key = two(LINE, pool, name), suspect = suspect }
     end
 end
-if #suspects > 0 and not holds_suspect(owner) then
-    for _, line in ipairs(suspects) do
-        line.suspect = true
-        lines[#lines + 1] = line
-    end
-end
-
-local waits, ends = {}, now + lease
-local function take(line, member)
-    local id = string.sub(member, 17)
-    local key = T .. ITEM .. id
-    local token = call("HINCRBY", key, "token", 1)
-    local since = call("HGET", key, "since")
-    call("HSET", key, "state", "claimed", "worker", worker, "owner", owner, "due", ends, "started", now, "claimed", operation)
-    call("ZADD", T .. LEASES .. pool, ends, id)
-    call("HSET", T .. CLAIMS .. owner, id, token)
-    call("SADD", T .. HELD .. worker, id)
-    if line.suspect then
-        count_suspect(owner, 1)
-    end
-    waits[#waits + 1] = now - tonumber(since)
-    tell(id, token)
-end
-
 if #lines == 1 and not lines[1].suspect then
-    local line = lines[1]
-    local members = call("ZPOPMIN", line.key, n)
+    local members = call("ZPOPMIN", lines[1].key, n)
     for i = 1, #members, 2 do
-        take(line, members[i])
+        take(lines[1], members[i])
     end
+    lines[1].empty = #members < 2 * n
 else
-    local barred = false
     while #waits < n do
         local best
         for _, line in ipairs(lines) do
             if line.head == nil then
                 local found = call("ZRANGE", line.key, 0, 0, "WITHSCORES")
-                line.head, line.score = found[1] or false, tonumber(found[2] or 0)
+                line.head, line.score, line.empty = found[1] or false, tonumber(found[2] or 0), not found[1]
             end
             if line.head and not (line.suspect and barred) and (not best or line.score < best.score
                 or (line.score == best.score and line.head < best.head)) then
@@ -172,43 +170,52 @@ else
     end
 end
 for _, line in ipairs(lines) do
-    if call("EXISTS", line.key) == 0 then
+    if line.empty then
         call("SREM", T .. LINES .. pool, line.name)
     end
 end
 if #waits > 0 then
     call("SADD", T .. OWNERS, owner)
-    note_claims(pool, waits)
+    note_claims(pool, about[2], waits)
 end
 return answer
 
--- name: complete needs items fence executions metrics
+-- name: complete needs ending
 -- id, token, result, cost, walked
 local id, token = ARGV[3], ARGV[4]
-local item = load(id)
-if not item or item.state ~= "claimed" or (token ~= "" and token ~= item.token) then
-    if again and item and item.state == "completed" and (token == "" or token == item.token)
-        and call("GET", T .. RESULT .. id) == ARGV[5] then
+local key = T .. ITEM .. id
+local found = call("HMGET", key, "state", "token", "worker", "pool", "owner", "crashes", "started", "created", "error_type")
+local newest = found[2] or "0"
+if found[1] ~= "claimed" or (token ~= "" and token ~= newest) then
+    if again and found[1] == "completed" and (token == "" or token == newest) and call("GET", T .. RESULT .. id) == ARGV[5] then
         return 1
     end
-    return lost(item)
+    return { found[1] or "none", newest, found[3] or "" }
 end
-leave(item)
-local key = T .. ITEM .. id
+local pool, owner = found[4], found[5]
+call("ZREM", T .. LEASES .. pool, id)
+call("HDEL", T .. CLAIMS .. owner, id)
+call("SREM", T .. HELD .. found[3], id)
+if tonumber(found[6] or 0) >= SUSPECT then
+    -- here: suspects
+    count_suspect(owner, -1)
+end
 call("HSET", key, "state", "completed", "finished", now, "cost", ARGV[6], "walked", ARGV[7])
-if item.error_type then
+if found[9] then
     call("HDEL", key, "error_type", "error")
 end
 call("SET", T .. RESULT .. id, ARGV[5])
-drop_tree(id)
-call("HINCRBY", T .. POOL .. item.pool, "completed", 1)
-if tonumber(item.token) > ATTEMPTS_KEPT and call("LLEN", T .. ATTEMPTS .. id) >= ATTEMPTS_KEPT * ATTEMPT then
+if call("ZRANGEBYLEX", T .. EXECUTIONS, "[" .. id, "(" .. id .. ";", "LIMIT", 0, 1)[1] then
+    -- here: executions
+    drop_tree(id)
+end
+if tonumber(newest) > ATTEMPTS_KEPT and call("LLEN", T .. ATTEMPTS .. id) >= ATTEMPTS_KEPT * ATTEMPT then
     call("ZADD", T .. MANY, now, id)
 end
-note_end(item.pool, "completed", now - item.started, now - item.created)
+note_end(pool, "completed", now - found[7], now - found[8])
 return 1
 
--- name: fail needs attempts fence executions metrics
+-- name: fail needs attempts fence executions ending
 -- id, token, error type, error, consume, permanent, cost, walked, the first attempt that waits are given for, and the waits
 local id, token, error = ARGV[3], ARGV[4], { ARGV[5], ARGV[6] }
 local consume, first = ARGV[7] == "1", tonumber(ARGV[11])
@@ -401,9 +408,10 @@ return call("HGETALL", T .. ERRORS .. ARGV[3])
 -- pool: requirements and numbers of those that are ready, then of those that are delayed
 local pool, answer = ARGV[3], {}
 for _, line in ipairs(call("SMEMBERS", T .. LINES .. pool)) do
-    if #line > 1 then
+    local n = #line > 1 and call("ZCARD", two(LINE, pool, line)) or 0
+    if n > 0 then
         answer[#answer + 1] = string.sub(line, 2)
-        answer[#answer + 1] = call("ZCARD", two(LINE, pool, line))
+        answer[#answer + 1] = n
     end
 end
 for _, each in ipairs(call("HGETALL", T .. NEEDS .. pool)) do

@@ -1,22 +1,21 @@
 -- What several scripts use, in named blocks (`-- shared: x [needs y …]`).
 
 -- shared: metrics
--- The hash of the pool's present second. A clock set back starts none.
-local function bucket(pool)
-    local key, second = T .. POOL .. pool, math.floor(now)
-    local last = tonumber(call("HGET", key, "second") or "")
+-- The hash of the pool's present second; `last` is its newest one. A clock set back starts none.
+local function bucket(pool, last)
+    local second = math.floor(now)
+    last = tonumber(last or "")
     if last and last >= second then
-        second = last
-    else
-        local seconds = T .. SECONDS .. pool
-        call("HSET", key, "second", second)
-        call("RPUSH", seconds, second)
-        local oldest = call("LINDEX", seconds, 0)
-        while tonumber(oldest) < second - KEPT do
-            call("DEL", two(SECOND, pool, oldest))
-            call("LPOP", seconds)
-            oldest = call("LINDEX", seconds, 0)
-        end
+        return two(SECOND, pool, text(last))
+    end
+    local seconds = T .. SECONDS .. pool
+    call("HSET", T .. POOL .. pool, "second", second)
+    call("RPUSH", seconds, second)
+    local oldest = call("LINDEX", seconds, 0)
+    while tonumber(oldest) < second - KEPT do
+        call("DEL", two(SECOND, pool, oldest))
+        call("LPOP", seconds)
+        oldest = call("LINDEX", seconds, 0)
     end
     return two(SECOND, pool, text(second))
 end
@@ -31,15 +30,18 @@ local function add(key, fields, numbers)
     call("HSET", key, unpack(args))
 end
 
+-- shared: pushing needs metrics
 local function note_push(pool, n)
     local key = T .. POOL .. pool
-    local last = tonumber(call("HGET", key, "last_arrival") or "")
+    local found = call("HMGET", key, "last_arrival", "second")
+    local last = tonumber(found[1] or "")
     local gap = last and math.max(0, now - last) or 0
-    add(bucket(pool), { "arrivals", "gaps", "gap", "gap2" }, { n, last and n or n - 1, gap, gap * gap })
+    add(bucket(pool, found[2]), { "arrivals", "gaps", "gap", "gap2" }, { n, last and n or n - 1, gap, gap * gap })
     call("HSET", key, "last_arrival", now)
 end
 
-local function note_claims(pool, waits)
+-- shared: claiming needs metrics
+local function note_claims(pool, second, waits)
     local fields, numbers, places, sum = { "waits", "wait" }, { #waits, 0 }, {}, 0
     for _, wait in ipairs(waits) do
         wait = math.max(0, wait)
@@ -55,20 +57,25 @@ local function note_claims(pool, waits)
         numbers[places[bin]] = numbers[places[bin]] + 1
     end
     numbers[2] = sum
-    add(bucket(pool), fields, numbers)
+    add(bucket(pool, second), fields, numbers)
 end
 
+-- shared: ending needs metrics
 local function note_end(pool, kind, service, response)
+    local key = T .. POOL .. pool
+    local found = call("HMGET", key, "second", "completed")
+    local fields, numbers = { kind }, { 1 }
     service = math.max(0, service)
-    if kind == "completed" then
-        local numbers = { 1, service, service * service, math.max(0, response) }
-        add(bucket(pool), { kind, "service", "service2", "response" }, numbers)
-    elseif kind == "provider" then
-        add(bucket(pool), { kind }, { 1 })
-    else
-        add(bucket(pool), { kind, "service", "service2" }, { 1, service, service * service })
+    if kind ~= "provider" then
+        fields, numbers = { kind, "service", "service2" }, { 1, service, service * service }
     end
-    call("HSET", T .. POOL .. pool, "last_end", now)
+    if kind == "completed" then
+        fields[4], numbers[4] = "response", math.max(0, response)
+        call("HSET", key, "last_end", now, "completed", tonumber(found[2] or 0) + 1)
+    else
+        call("HSET", key, "last_end", now)
+    end
+    add(bucket(pool, found[1]), fields, numbers)
 end
 
 -- shared: suspects
