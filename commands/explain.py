@@ -39,7 +39,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     attempts = await parts.store.work.pool(item.pool).attempts(item.id)
     if options.json:
         told = row(item) | {"data": item.data, "result": item.result}
-        document({"store": parts.store.url, "item": told, "attempts": [_row(each) for each in attempts]})
+        document({"store": parts.store.shown, "item": told, "attempts": [_row(each) for each in attempts]})
     else:
         show("\n".join(_lines(item, attempts, options.verbose)))
     return exits.DONE

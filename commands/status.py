@@ -40,9 +40,9 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     ended = len(everyone) - len(roster.rows(records, pool=options.pool))
     workers = everyone if options.all else roster.rows(records, pool=options.pool)
     if options.json:
-        document({"store": store.url, "pools": pools, "workers": workers, "ended_workers": ended})
+        document({"store": store.shown, "pools": pools, "workers": workers, "ended_workers": ended})
         return exits.DONE
-    lines = [f"store {plain(store.url)}"]
+    lines = [f"store {plain(store.shown)}"]
     for name, about in pools.items():
         lines += _lines(name, about)
     hint = f" ({ended} ended; --all shows them)" if ended and not options.all else ""

@@ -223,11 +223,19 @@ def kit() -> Kit:
     return Kit(open_store("memory:"))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+#: A URL of a fresh store of every kind. A new one is one line here: fresh path → URL.
+URLS: dict[str, Callable[[Path], str]] = {
+    "memory": lambda path: "memory:",
+    "sqlite": lambda path: f"sqlite:{path.with_suffix('.db')}",
+    "redis": lambda path: fresh_redis(),
+}
+
+
+@pytest.fixture(params=list(URLS))
 def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
     from flatfleet.runtime.stores import open_store
 
-    return Kit(open_store("memory:" if request.param == "memory" else f"sqlite:{tmp_path / 'fleet.db'}"))
+    return Kit(open_store(URLS[request.param](tmp_path / "fleet")))
 
 
 def flow(states: dict[str, Any], context: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from flatfleet.runtime.errors import StoreUrlError, did_you_mean
 from flatfleet.runtime.owner import this_process
+from flatfleet.runtime.redact import shown
 from flatfleet.runtime.stores import redis_url
 from flatfleet.runtime.stores.bell import Wire
 from flatfleet.runtime.stores.contract import Driver
@@ -25,7 +26,7 @@ def open_store(
     """Return the store behind a URL; it connects when it is first used.
 
     `memory:` lives and dies with the process. `sqlite:PATH[?synchronous=NORMAL|FULL]` is a file, relative to the
-    working folder. Other kinds come from packages that declare them (docs/backends.md). Raises StoreUrlError for the
+    working folder. `redis://`, `rediss://` and `unix://` are stores on a Redis server (docs/redis.md). Other kinds come from packages that declare them (docs/backends.md). Raises StoreUrlError for the
     rest. With `must_exist` a file that is not there is not made: StoreUnavailable when it is first used.
     """
     driver, wire = _driver(url, must_exist)
@@ -57,14 +58,16 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
         return SQLiteDriver(file, synchronous, must_exist=must_exist), HostWire(file)
     if parts.scheme in redis_url.SCHEMES:
         from flatfleet.runtime.stores.redis import RedisDriver
+        from flatfleet.runtime.stores.redis_wire import RedisWire
 
-        return RedisDriver(redis_url.parse(url), must_exist=must_exist), None
+        redis = RedisDriver(redis_url.parse(url), must_exist=must_exist)
+        return redis, RedisWire(redis.server, redis.link)
     from importlib.metadata import entry_points
 
     for plugin in entry_points(group=PLUGINS, name=parts.scheme):
         return plugin.load()(url, must_exist), None
-    scheme = parts.scheme or redis_url.shown(url)
+    scheme = parts.scheme or shown(url)
     known = (*SCHEMES, *entry_points(group=PLUGINS).names)
     raise StoreUrlError(
-        f"store URL '{redis_url.shown(url)}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"
+        f"store URL '{shown(url)}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"
     )

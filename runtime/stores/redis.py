@@ -28,5 +28,9 @@ class RedisDriver(RedisItems, RedisReads, RedisWorkers, RedisExecutions, RedisFl
         self._asked: set[str] = set()
         self._link = Link(target, clock, must_exist)
 
+    @property
+    def link(self) -> Link:
+        return self._link
+
     async def close(self) -> None:
         await self._link.close()

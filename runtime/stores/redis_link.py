@@ -54,6 +54,7 @@ class Link:
     _flusher: asyncio.Task[None] | None = None
     _loop: asyncio.AbstractEventLoop | None = None
     _connection: Any = None
+    _keeper: asyncio.Task[None] | None = None
     _number: int = 0
     _scripts: set[str] = field(default_factory=set)
     _store: bytes = b""
@@ -210,6 +211,7 @@ class Link:
             await connection.disconnect(nowait=True)
             raise
         self._connection, self._number, self._scripts = connection, number, set()
+        self._keeper = asyncio.create_task(_keep(connection), name="flatfleet-redis-connection")
         return connection
 
     def _check(self, about: dict[str, str]) -> None:
@@ -256,10 +258,10 @@ class Link:
         self._store = store
 
     async def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None and self._loop is asyncio.get_running_loop():
-            with contextlib.suppress(Exception):
-                await connection.disconnect(nowait=True)
+        keeper, self._keeper, self._connection = self._keeper, None, None
+        if keeper is not None and keeper.get_loop() is asyncio.get_running_loop():
+            keeper.cancel()
+            await asyncio.wait([keeper])
 
     def _unavailable(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, StoreUnavailable):
@@ -273,6 +275,15 @@ def connect(target: Target) -> Any:
     kinds = library().asyncio.connection
     kind = kinds.UnixDomainSocketConnection if target.path else kinds.SSLConnection if target.tls else kinds.Connection
     return kind(retry=retry(), **target.arguments())
+
+
+async def _keep(connection: Any) -> None:
+    """Hold a connection until this task is cancelled, at the latest with the event loop."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        with contextlib.suppress(Exception):
+            await connection.disconnect(nowait=True)
 
 
 async def ask(connection: Any, *command: bytes) -> Any:

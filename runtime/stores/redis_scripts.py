@@ -78,3 +78,11 @@ def _needed(names: Iterable[tuple[str, str]]) -> list[str]:
     for name in names:
         need(name)
     return [blocks()[block][1] for block in order]
+
+
+def key(name: str) -> str:
+    """The part of a key's name behind the hash tag; KeyError for one that lua/keys.lua does not have."""
+    found = re.search(rf'^local {name} = "(.+?)"', read("keys"), re.MULTILINE)
+    if found is None:
+        raise KeyError(name)
+    return found[1]

@@ -10,13 +10,13 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from flatfleet.runtime.errors import StoreUrlError, did_you_mean
+from flatfleet.runtime.redact import shown
 
 SCHEMES = ("redis", "rediss", "unix")
 PORT = 6379
 FLEET = "flatfleet"
 TIMEOUT, PATIENCE = 15.0, 60.0
 _FLEET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
-_SECRET = re.compile(r"^([A-Za-z][\w+.-]*:/{0,2})([^:@]*)(:.*)?@", re.DOTALL)
 _NUMBERS = ("timeout", "patience")
 _FILES = ("ca", "cert", "key")
 OPTIONS = {
@@ -71,11 +71,6 @@ class Target:
     def scrub(self, text: str) -> str:
         """The text without the password."""
         return text.replace(self.password, "***") if self.password else text
-
-
-def shown(url: str) -> str:
-    """Any URL without its password."""
-    return _SECRET.sub(lambda found: f"{found[1]}{found[2]}{':***' if found[3] else ''}@", url)
 
 
 def parse(url: str) -> Target:
