@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,17 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        argv = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        argv = [
+            redis_binary(),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+            "--save",
+            "",
+        ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen([*argv, *self.options], stdout=log, stderr=log)
         self.wait()
@@ -124,6 +134,26 @@ def redis_url() -> str:
 def fresh_redis() -> str:
     """The URL of a store with nothing in it."""
     return f"{redis_url()}?fleet=test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def redis() -> Callable[[], str]:
+    """A function that returns the URL of a store with nothing in it, on the server of the session."""
+    return fresh_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Callable[..., RedisServer]]:
+    """A function that starts a server of the test's own, with these options; all end with the test."""
+    made: list[RedisServer] = []
+
+    def start(*options: str) -> RedisServer:
+        made.append(RedisServer(*options))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
 
 
 def _redis(path: Path, clock: Clock) -> Driver:

@@ -51,7 +51,9 @@ class Model:
         self.end("crashed", "dead" if self.crashes >= CRASHES else "ready")
 
 
-def lives(open_driver: Callable[[Any], Any], reopen: Callable[[Any, Any], Any], clock_type: type) -> type[RuleBasedStateMachine]:
+def lives(
+    open_driver: Callable[[Any], Any], reopen: Callable[[Any, Any], Any], clock_type: type
+) -> type[RuleBasedStateMachine]:
     class Lives(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()

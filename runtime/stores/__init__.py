@@ -26,8 +26,9 @@ def open_store(
     """Return the store behind a URL; it connects when it is first used.
 
     `memory:` lives and dies with the process. `sqlite:PATH[?synchronous=NORMAL|FULL]` is a file, relative to the
-    working folder. `redis://`, `rediss://` and `unix://` are stores on a Redis server (docs/redis.md). Other kinds come from packages that declare them (docs/backends.md). Raises StoreUrlError for the
-    rest. With `must_exist` a file that is not there is not made: StoreUnavailable when it is first used.
+    working folder. `redis://`, `rediss://` and `unix://` are stores on a Redis server (docs/redis.md). Other kinds
+    come from packages that declare them (docs/backends.md). Raises StoreUrlError for the rest. With `must_exist` a
+    file that is not there is not made: StoreUnavailable when it is first used.
     """
     driver, wire = _driver(url, must_exist)
     return Store(driver, url, owner or this_process(), lease, wire)

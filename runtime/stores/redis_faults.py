@@ -44,7 +44,7 @@ def retry() -> Any:
 
 def known(error: BaseException) -> bool:
     """True for faults of the server and of the way to it; all others are ours."""
-    return isinstance(error, StoreUnavailable | OSError | EOFError) or isinstance(error, library().RedisError)
+    return isinstance(error, (StoreUnavailable, OSError, EOFError, library().RedisError))
 
 
 def loading(error: BaseException) -> bool:

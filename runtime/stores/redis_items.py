@@ -177,5 +177,3 @@ def _claims(pool: str, worker: str, answer: list[bytes]) -> list[Claim]:
 
 def _walked(walked: Sequence[str]) -> str:
     return dump(list(walked)[-WALKED:], "the states of an attempt") if walked else ""
-
-

@@ -7,25 +7,22 @@ import contextlib
 import logging
 import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flatfleet.runtime.errors import FleetError, StoreUnavailable
-from flatfleet.runtime.stores.redis_faults import advice, known, library, loading, retry, transient
+from flatfleet.runtime.stores.redis_faults import advice, known, library, loading, transient
 from flatfleet.runtime.stores.redis_scripts import script
+from flatfleet.runtime.stores.redis_session import Session, encoded, packed
 from flatfleet.runtime.stores.redis_url import Target
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = b"1"
-OLDEST = (6, 2)
 MOST_CALLS, MOST_BYTES = 500, 4_000_000
 """Calls and bytes that are sent at most before their answers are read."""
 SOONEST, LATEST = 0.02, 1.0
 """Seconds between two tries to reach a server that is away."""
-_warned: set[str] = set()
 
 
 @dataclass(slots=True, eq=False)
@@ -53,10 +50,8 @@ class Link:
     _queue: list[_Call] = field(default_factory=list)
     _flusher: asyncio.Task[None] | None = None
     _loop: asyncio.AbstractEventLoop | None = None
-    _connection: Any = None
-    _keeper: asyncio.Task[None] | None = None
+    _session: Session | None = None
     _number: int = 0
-    _scripts: set[str] = field(default_factory=set)
     _store: bytes = b""
     _undoing: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -70,7 +65,7 @@ class Link:
         self._queue.append(_Call(name, [encoded(arg) for arg in args], future, time.monotonic(), undo))
         if self._flusher is None or self._flusher.done() or self._loop is not loop:
             if self._loop is not loop:
-                self._loop, self._connection = loop, None
+                self._loop, self._session = loop, None
             self._flusher = loop.create_task(self._flush(), name="flatfleet-redis")
         try:
             return await future
@@ -116,7 +111,8 @@ class Link:
 
     def _batch(self) -> list[_Call]:
         """The calls that go next; those that were cancelled before they were sent go nowhere."""
-        batch, size, taken = [], 0, 0
+        batch: list[_Call] = []
+        size = taken = 0
         for call in self._queue:
             if len(batch) == MOST_CALLS or size > MOST_BYTES:
                 break
@@ -129,7 +125,7 @@ class Link:
 
     async def _exchange(self, batch: list[_Call]) -> None:
         """Send the calls and answer each."""
-        connection = self._connection or await self._open()
+        session = self._session or await self._open()
         now = b"" if self.clock is None else repr(self.clock()).encode()
         commands: list[bytes] = []
         loads = 0
@@ -138,23 +134,23 @@ class Link:
                 commands.append(packed(b"PUBLISH", *call.args))
                 continue
             found = script(call.name)
-            if call.name not in self._scripts:
-                self._scripts.add(call.name)
+            if call.name not in session.scripts:
+                session.scripts.add(call.name)
                 commands.insert(loads, packed(b"SCRIPT", b"LOAD", found.text))
                 loads += 1
             again = b"1" if call.sent else b"0"
-            commands.append(packed(b"EVALSHA", found.digest, b"1", self._tag, now, again, *call.args))
+            commands.append(packed(b"EVALSHA", found.digest, b"1", session.tag, now, again, *call.args))
         faults = library().exceptions
         unknown: list[_Call] = []
         for call in batch:
             call.sent = True
         async with asyncio.timeout(self.target.timeout):
-            await connection.send_packed_command(b"".join(commands), check_health=False)
+            await session.connection.send_packed_command(b"".join(commands), check_health=False)
             for _ in range(loads):
-                await connection.read_response(disable_decoding=True)
+                await session.connection.read_response(disable_decoding=True)
             for call in batch:
                 try:
-                    answer = await connection.read_response(disable_decoding=True)
+                    answer = await session.connection.read_response(disable_decoding=True)
                 except faults.NoScriptError:
                     unknown.append(call)
                 except faults.ResponseError as error:
@@ -164,7 +160,7 @@ class Link:
                 else:
                     self._answer(call, answer)
         for call in unknown:  # somebody has emptied the server's cache of scripts
-            self._scripts.discard(call.name)
+            session.scripts.discard(call.name)
         self._queue[:0] = unknown
 
     def _answer(self, call: _Call, answer: Any) -> None:
@@ -186,123 +182,20 @@ class Link:
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)
 
-    # -- the connection ------------------------------------------------------------------------------------------------
+    # -- the session ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _tag(self) -> bytes:
-        return self.target.tag.encode()
-
-    async def _open(self) -> Any:
-        """Connect, look who answers, and end the connection before this one: nothing of it may be done any more."""
-        connection = connect(self.target)
-        try:
-            async with asyncio.timeout(self.target.timeout):
-                await connection.connect()
-                number = await ask(connection, b"CLIENT", b"ID")
-                if self._number:
-                    with contextlib.suppress(library().exceptions.ResponseError):  # gone, or not permitted
-                        await ask(connection, b"CLIENT", b"KILL", b"ID", b"%d" % self._number)
-                about = dict(
-                    line.split(":", 1) for line in (await ask(connection, b"INFO")).decode().split("\r\n") if ":" in line
-                )
-                self._check(about)
-                await self._find(connection)
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        self._connection, self._number, self._scripts = connection, number, set()
-        self._keeper = asyncio.create_task(_keep(connection), name="flatfleet-redis-connection")
-        return connection
-
-    def _check(self, about: dict[str, str]) -> None:
-        version = about.get("redis_version", "0")
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-            raise StoreUnavailable(
-                f"the store {self.target.shown} is on Redis {version}: 6.2 or later is needed; "
-                "update the server, or name another store with --store"
-            )
-        warnings = []
-        if about.get("aof_enabled") == "0":
-            warnings.append("keeps no append-only file: what it holds may be lost when it ends (appendonly yes keeps it)")
-        if about.get("maxmemory_policy", "noeviction") != "noeviction":
-            warnings.append("may throw keys away when its memory is full (maxmemory-policy noeviction keeps them)")
-        for warning in warnings:
-            if warning not in _warned:
-                _warned.add(warning)
-                logger.warning("the Redis server %s %s; see docs/redis.md", self.target.place, warning)
-
-    async def _find(self, connection: Any) -> None:
-        """Find the store on the server, or begin it; it has to be the one that was used before."""
-        new = b"" if self.must_exist or self._store else uuid.uuid4().hex.encode()
-        found = await ask(connection, b"EVAL", script("open").text, b"1", self._tag, b"", b"0", new, SCHEMA)
-        if not found and self._store:
-            raise StoreUnavailable(
-                f"the store {self.target.shown} is not on the server any more: it was deleted, or the server has restarted "
-                "without what it held. Run the same command again to start from what is there"
-            )
-        if not found:
-            raise StoreUnavailable(
-                f"there is no store {self.target.shown}: run a launcher first, or name the right one with --store"
-            )
-        schema, store = found
-        if schema != SCHEMA:
-            raise StoreUnavailable(
-                f"{self.target.shown} was made by another flatfleet (schema {schema.decode()}, this one has "
-                f"{SCHEMA.decode()}); go on with that one, or name another with ?fleet="
-            )
-        if self._store and store != self._store:
-            raise StoreUnavailable(
-                f"the store {self.target.shown} was deleted or replaced while in use; what is in it now is not this run's. "
-                "Run the same command again to start from what is there"
-            )
-        self._store = store
+    async def _open(self) -> Session:
+        self._session = await Session.open(self.target, self._number, self._store, self.must_exist)
+        self._number, self._store = self._session.number, self._session.store
+        return self._session
 
     async def _hang_up(self) -> None:
-        keeper, self._keeper, self._connection = self._keeper, None, None
-        if keeper is not None and keeper.get_loop() is asyncio.get_running_loop():
-            keeper.cancel()
-            await asyncio.wait([keeper])
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def _unavailable(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, StoreUnavailable):
             return error
         text = self.target.scrub(str(error)) or f"no answer within {self.target.timeout:g} s"
         return StoreUnavailable(f"the store {self.target.shown} cannot be used: {text}. {advice(text)}")
-
-
-def connect(target: Target) -> Any:
-    """A connection of the library's, not yet made."""
-    kinds = library().asyncio.connection
-    kind = kinds.UnixDomainSocketConnection if target.path else kinds.SSLConnection if target.tls else kinds.Connection
-    return kind(retry=retry(), **target.arguments())
-
-
-async def _keep(connection: Any) -> None:
-    """Hold a connection until this task is cancelled, at the latest with the event loop."""
-    try:
-        await asyncio.get_running_loop().create_future()
-    finally:
-        with contextlib.suppress(Exception):
-            await connection.disconnect(nowait=True)
-
-
-async def ask(connection: Any, *command: bytes) -> Any:
-    await connection.send_packed_command(packed(*command), check_health=False)
-    return await connection.read_response(disable_decoding=True)
-
-
-def packed(*words: bytes) -> bytes:
-    """A command as it goes over the wire."""
-    parts = [b"*%d\r\n" % len(words)]
-    for word in words:
-        parts += (b"$%d\r\n" % len(word), word, b"\r\n")
-    return b"".join(parts)
-
-
-def encoded(value: Any) -> bytes:
-    """An argument of a script; None is an empty one. Lone surrogates survive."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    return b"" if value is None else repr(value).encode()

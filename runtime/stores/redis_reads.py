@@ -14,7 +14,19 @@ from flatfleet.runtime.stores.redis_scripts import ATTEMPT
 from flatfleet.runtime.stores.text import dump
 
 _FIELDS = (
-    *("pool", "state", "priority", "due", "token", "attempts", "crashes", "max_attempts", "max_crashes", "needs", "worker"),
+    *(
+        "pool",
+        "state",
+        "priority",
+        "due",
+        "token",
+        "attempts",
+        "crashes",
+        "max_attempts",
+        "max_crashes",
+        "needs",
+        "worker",
+    ),
     *("owner", "error_type", "error", "created", "started", "finished"),
 )
 """What the script answers with of an item."""
@@ -151,5 +163,3 @@ def _bucket(second: bytes, fields: list[bytes]) -> Bucket:
         else:
             setattr(bucket, name, int(value))
     return bucket
-
-

@@ -58,8 +58,9 @@ class Target:
         return self.path or f"{self.host}:{self.port}"
 
     def arguments(self) -> dict[str, Any]:
-        """What the library's connection of this kind is made with."""
+        """What the library's connection of this kind is made with; whoever uses it watches the time by himself."""
         found: dict[str, Any] = {"db": self.db, "username": self.user, "password": self.password, "protocol": 2}
+        found |= {"socket_timeout": None, "socket_connect_timeout": None}
         if self.path:
             return found | {"path": self.path}
         found |= {"host": self.host, "port": self.port, "socket_keepalive": True}
@@ -95,7 +96,9 @@ def parse(url: str) -> Target:
             raise wrong(f"unknown option '{name}'{did_you_mean(name, OPTIONS[kind])}")
     fleet = options.get("fleet", FLEET)
     if not _FLEET.fullmatch(fleet):
-        raise wrong(f"fleet={fleet!r}: use 1 to 64 letters, digits, '_', '-', '.' or ':', beginning with a letter or digit")
+        raise wrong(
+            f"fleet={fleet!r}: use 1 to 64 letters, digits, '_', '-', '.' or ':', beginning with a letter or digit"
+        )
     common: dict[str, Any] = {"shown": visible, "fleet": fleet, "tls": kind == "rediss"}
     for name in _NUMBERS:
         common[name] = _seconds(options, name, wrong)

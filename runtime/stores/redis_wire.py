@@ -13,8 +13,9 @@ from typing import Any
 
 from flatfleet.runtime.errors import FleetError
 from flatfleet.runtime.stores.datagrams import Topics
-from flatfleet.runtime.stores.redis_link import LATEST, SOONEST, Link, ask, connect, packed
+from flatfleet.runtime.stores.redis_link import LATEST, SOONEST, Link
 from flatfleet.runtime.stores.redis_scripts import key
+from flatfleet.runtime.stores.redis_session import ask, connect, packed
 from flatfleet.runtime.stores.redis_url import Target
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,9 @@ class RedisWire:
         if self._telling is not None and self._loop_is_here(self._telling):
             await asyncio.wait([self._telling])
         task, self._listening, self._hears = self._listening, None, False
-        if task is not None and self._loop_is_here(task):
+        while task is not None and self._loop_is_here(task) and not task.done():
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=1.0)
 
     async def _listen(self) -> None:
         pause = SOONEST

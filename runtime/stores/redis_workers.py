@@ -63,7 +63,9 @@ class RedisWorkers(Base):
         if worker_id is not None:
             found = await self._run("worker", worker_id)
             records = [_record(found)] if found else []
-            return [each for each in records if pool in (None, each.metadata.get("pool")) and (not live or _lives(each))]
+            return [
+                each for each in records if pool in (None, each.metadata.get("pool")) and (not live or _lives(each))
+            ]
         if live:
             return [_record(each) for each in await self._run("live", asked)]
         rows: list[bytes] = []
@@ -97,7 +99,9 @@ class RedisWorkers(Base):
 
     async def locks(self, prefix: str) -> list[tuple[str, str, float]]:
         rows = iter(await self._run("locks", prefix))
-        return [(decoded(key), decoded(owner), float(until)) for key, owner, until in zip(rows, rows, rows, strict=True)]
+        return [
+            (decoded(key), decoded(owner), float(until)) for key, owner, until in zip(rows, rows, rows, strict=True)
+        ]
 
 
 def _lives(record: WorkerRecord) -> bool:

@@ -123,7 +123,8 @@ class Configs:
 class Store:
     """Everything durable behind one URL. `owner` is the identity of the process that uses it.
 
-    `shown` is the URL without a password, for people; `wire` leads to the other processes that use it, if there can be any: they are woken by what is done here.
+    `shown` is the URL without its password, for people; `wire` leads to the other processes that use the store, if there
+    can be any: they are woken by what is done here.
     """
 
     def __init__(self, driver: Driver, url: str, owner: str, lease: float = LEASE, wire: Wire | None = None) -> None:
