@@ -268,6 +268,12 @@ def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
     return Kit(open_store(URLS[request.param](tmp_path / "fleet")))
 
 
+@pytest.fixture
+def busy_tasks() -> Callable[[], set[Any]]:
+    """A function that returns the tasks of the running loop, but for those that hold a store's connections."""
+    return lambda: {task for task in asyncio.all_tasks() if not task.get_name().startswith("flatfleet-redis")}
+
+
 def flow(states: dict[str, Any], context: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:
     """A machine config of these states; `inputs` becomes metadata.inputs, the rest goes into `data`."""
     metadata = {"inputs": data.pop("inputs")} if "inputs" in data else {}

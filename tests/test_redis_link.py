@@ -129,7 +129,10 @@ async def test_a_claim_whose_answer_was_lost_is_the_same_claim(url):
         await other.push("p", [new(str(n)) for n in range(6)])
         (first,) = await take(driver)
         claims = await losing(proxy, b"p", take(driver, 2))
-        assert [(claim.key, claim.token, claim.data) for claim in claims] == [("1", 1, {"n": "1"}), ("2", 1, {"n": "2"})]
+        assert [(claim.key, claim.token, claim.data) for claim in claims] == [
+            ("1", 1, {"n": "1"}),
+            ("2", 1, {"n": "2"}),
+        ]
         assert await driver.claims("o") == {claim.id: 1 for claim in (first, *claims)}
         assert (await other.counts("p")) == Counts(waiting=3, claimed=3)
         assert [claim.lease_until for claim in claims] == [(await other.item(claim.id)).due for claim in claims]

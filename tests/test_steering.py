@@ -294,7 +294,7 @@ async def test_whenever_a_claim_is_cut_off_nothing_stays_claimed(any_kit, action
             await asyncio.wait([task])
         await fleet.hand_back()
         if any_kit.store.durable:
-            await any_kit.store.driver._group.close()  # what is given back for those who were cut off
+            await any_kit.store.driver.close()  # what is given back for those who were cut off
         assert (await pool.counts()).claimed == 0
         assert fleet.leases == {}
 

@@ -45,7 +45,7 @@ def sqlite(tmp_path: Any, clock: Any) -> SQLiteDriver:
 # -- one heartbeat for many workers ------------------------------------------------------------------------------------
 
 
-def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBasedStateMachine]:
+def lives(open_driver: Callable[[Any], Any], reopen: Any, clock_type: type) -> type[RuleBasedStateMachine]:
     class Lives(RuleBasedStateMachine):
         """The same calls to the memory driver, which is the reference, and to another."""
 
@@ -102,7 +102,7 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
         @precondition(lambda self: self.driver.durable)
         @rule(closed=st.booleans())
         def restart(self, closed: bool) -> None:
-            old, self.driver = self.driver, type(self.driver)(self.driver._group.path, clock=self.clock)
+            old, self.driver = self.driver, reopen(self.driver, self.clock)
             if closed:
                 self.runner.run(old.close())
             else:
@@ -132,9 +132,9 @@ def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBased
     return Lives
 
 
-def test_random_lives_of_workers_are_as_the_reference_says(open_driver, clock):
+def test_random_lives_of_workers_are_as_the_reference_says(open_driver, reopen, clock):
     run_state_machine_as_test(
-        lives(open_driver, type(clock)),
+        lives(open_driver, reopen, type(clock)),
         settings=settings(
             max_examples=40,
             stateful_step_count=50,

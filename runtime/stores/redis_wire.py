@@ -38,7 +38,7 @@ class RedisWire:
         self._channel = f"{target.tag}{key('BELL')}".encode()
         self._name = uuid.uuid4().hex
         self._hear: Callable[[Topics], None] = lambda topics: None
-        self._hears = False
+        self._hears = self._missed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listening: asyncio.Task[None] | None = None
         self._topics: Topics = set()
@@ -58,7 +58,7 @@ class RedisWire:
             return
         if self._loop is loop and self._listening is not None:
             return
-        self._hear, self._loop, self._hears = hear, loop, False
+        self._hear, self._loop, self._hears, self._missed = hear, loop, False, False
         self._listening = loop.create_task(self._listen(), name="flatfleet-redis-wire")
 
     async def close(self) -> None:
@@ -92,9 +92,13 @@ class RedisWire:
                 await connection.connect()
                 await ask(connection, b"SUBSCRIBE", self._channel)
             self._hears, asked = True, False
-            self._hear(None)
+            if self._missed:
+                self._hear(None)
+            self._missed = True
             while True:
-                reading = reading or asyncio.create_task(connection.read_response(disable_decoding=True))
+                reading = reading or asyncio.create_task(
+                    connection.read_response(disable_decoding=True), name="flatfleet-redis-hears"
+                )
                 if (await asyncio.wait([reading], timeout=self._target.timeout))[0]:
                     message, reading, asked = reading.result(), None, False
                     self._heard(message)
