@@ -51,7 +51,10 @@ class Session:
                     with contextlib.suppress(library().exceptions.ResponseError):  # gone, or not permitted
                         await ask(connection, b"CLIENT", b"KILL", b"ID", b"%d" % before)
                 told = (await ask(connection, b"INFO")).decode().split("\r\n")
-                check(target, dict(line.split(":", 1) for line in told if ":" in line))
+                about = dict(line.split(":", 1) for line in told if ":" in line)
+                check(target, about)
+                if not must_exist:
+                    warn(target, about)
                 new = b"" if must_exist or store else uuid.uuid4().hex.encode()
                 found = await ask(connection, b"EVAL", script("open").text, b"1", tag, b"", b"0", new, SCHEMA)
                 identify(target, found, store)
@@ -77,13 +80,17 @@ async def _keep(connection: Any) -> None:
 
 
 def check(target: Target, about: Mapping[str, str]) -> None:
-    """Refuse a server that is too old; warn once of one that may lose what it holds."""
+    """Refuse a server that is too old."""
     version = about.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise StoreUnavailable(
             f"the store {target.shown} is on Redis {version}: 6.2 or later is needed; "
             "update the server, or name another store with --store"
         )
+
+
+def warn(target: Target, about: Mapping[str, str]) -> None:
+    """Warn, once a process, of a server that may lose what it holds."""
     warnings = []
     if about.get("aof_enabled") == "0":
         warnings.append("keeps no append-only file: what it holds may be lost when it ends (appendonly yes keeps it)")

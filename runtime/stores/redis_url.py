@@ -107,6 +107,8 @@ def parse(url: str) -> Target:
         if not Path(file).is_file():
             raise wrong(f"{name}={file}: there is no such file")
     common |= {"user": _told(parts.username), "password": _told(parts.password)}
+    if kind == "unix" and not parts.path.strip("/"):
+        raise wrong("it names no socket; write for example unix:///run/redis.sock")
     if kind == "unix":
         return Target(path=unquote(parts.path), db=_db(options.get("db", ""), wrong), **common)
     if not parts.hostname:
