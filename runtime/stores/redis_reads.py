@@ -86,16 +86,8 @@ class RedisReads(Base):
 
     async def metrics(self, pool: str, since: float, most: int) -> Activity:
         name = dump(pool, "the name of a pool")
-        at, counts, seconds, last, oldest, workers = await self._run("metrics", pool, int(since), max(0, most), name)
+        at, counts, seconds, last, oldest, crew = await self._run("metrics", pool, int(since), max(0, most), name)
         arrival, end, startup = map(moment, last)
-        crew: dict[str, tuple[int, int, int]] = {}
-        for owner, status, size, asked in zip(*(workers[n::4] for n in range(4)), strict=True):
-            live, starting, draining = crew.get(decoded(owner), (0, 0, 0))
-            if status == b"active":
-                live, starting = live + size, starting + size * (not asked)
-            else:
-                draining += size
-            crew[decoded(owner)] = (live, starting, draining)
         return Activity(
             at=float(at),
             counts=Counts(*counts),
@@ -104,7 +96,7 @@ class RedisReads(Base):
             last_end=end,
             startup=startup,
             oldest=moment(oldest),
-            crew=crew,
+            crew={decoded(owner): (live, starting, draining) for owner, live, starting, draining in crew},
         )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
 from flatfleet.runtime.errors import WorkerConflict
-from flatfleet.runtime.stores.records import Beat
+from flatfleet.runtime.stores.records import LIVE_WORKER, SCREEN_WORKER, Beat
 from flatfleet.runtime.stores.redis_base import CHUNK, Base, decoded, flat, loaded, maybe, optional, pairs
 from flatfleet.runtime.stores.text import dump, moment, stamp
 from flatmachines import WorkerRecord, WorkerRegistration
+
+STATUSES = tuple(SCREEN_WORKER)
+"""Those that a worker of a pool can have."""
 
 
 class RedisWorkers(Base):
@@ -56,24 +59,31 @@ class RedisWorkers(Base):
             raise KeyError(f"no worker {worker_id!r} in this store")
 
     async def workers(
-        self, worker_id: str | None = None, *, live: bool = False, pool: str | None = None
+        self, worker_id: str | None = None, *, statuses: Collection[str] | None = None, pool: str | None = None
     ) -> list[WorkerRecord]:
-        """All workers, or the one; `live`: only active and terminating ones; `pool`: whose metadata says this pool."""
-        asked = None if pool is None else dump(pool, "the name of a pool")
+        """All workers, or the one; of these only those in one of the statuses, and whose metadata names this `pool`.
+
+        Those of a pool, and the live ones, are read at one go, all others 500 at a time.
+        """
         if worker_id is not None:
             found = await self._run("worker", worker_id)
-            records = [_record(found)] if found else []
+            one = [_record(found)] if found else []
             return [
-                each for each in records if pool in (None, each.metadata.get("pool")) and (not live or _lives(each))
+                each
+                for each in one
+                if (statuses is None or each.status in statuses) and pool in (None, (each.metadata or {}).get("pool"))
             ]
-        if live:
-            return [_record(each) for each in await self._run("live", asked)]
-        rows: list[bytes] = []
+        wanted = None if statuses is None else sorted(set(statuses))
+        if pool is not None or (wanted is not None and LIVE_WORKER.issuperset(wanted)):
+            name = None if pool is None else dump(pool, "the name of a pool")
+            rows = await self._run("staff", name, *(STATUSES if wanted is None else wanted))
+            return [_record(text) for _, text in sorted(rows, key=lambda row: float(row[0]))]
+        texts: list[bytes] = []
         after = b"-inf"
         while after:
-            after, *page = await self._run("workers", after, CHUNK, "", asked)
-            rows += page
-        return [_record(each) for each in rows]
+            after, *page = await self._run("workers", after, CHUNK, *(wanted or ()))
+            texts += page
+        return [_record(each) for each in texts]
 
     async def draining(self, owner: str) -> dict[str, float | None]:
         answer = await self._run("draining", owner)
@@ -102,10 +112,6 @@ class RedisWorkers(Base):
         return [
             (decoded(key), decoded(owner), float(until)) for key, owner, until in zip(rows, rows, rows, strict=True)
         ]
-
-
-def _lives(record: WorkerRecord) -> bool:
-    return record.status in ("active", "terminating")
 
 
 def _began(started: str) -> float | None:

@@ -7,6 +7,10 @@ local n = 0
 for _, id in ipairs(ids) do
     if call("EXISTS", T .. HELD .. id) == 0 then
         n = n + 1
+        local found = call("HMGET", T .. WORKER .. id, "pool", "listed")
+        if found[2] then
+            call("ZREM", two(STAFF, found[1], found[2]), id)
+        end
         call("DEL", T .. WORKER .. id, T .. TOLD .. id, T .. ENTRY .. id .. "/result")
         call("ZREM", T .. ENDED, id)
         call("ZREM", T .. WORKERS, id)

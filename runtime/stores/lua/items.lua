@@ -453,16 +453,25 @@ for _, kind in ipairs({ DELAYED, LEASES }) do
     end
 end
 local crew = {}
-for _, id in ipairs(call("ZRANGEBYSCORE", T .. LIVE, now, "+inf")) do
-    local told = call("HMGET", T .. TOLD .. id, "pool", "parallelism", "asked")
-    if told[1] == ARGV[6] then
-        local found_ = call("HMGET", T .. WORKER .. id, "owner", "status")
-        local size = string.match(told[2] or "", "^-?%d+$") and math.max(1, tonumber(told[2])) or 1
-        crew[#crew + 1] = found_[1]
-        crew[#crew + 1] = found_[2]
-        crew[#crew + 1] = size
-        crew[#crew + 1] = told[3] and 1 or 0
+for status in pairs(LIVING) do
+    for _, id in ipairs(call("ZRANGE", two(STAFF, ARGV[6], status), 0, -1)) do
+        local about = call("HMGET", T .. WORKER .. id, "owner", "lease_until")
+        if tonumber(about[2]) >= now then
+            local told = call("HMGET", T .. TOLD .. id, "parallelism", "asked")
+            local size = string.match(told[1] or "", "^-?%d+$") and math.max(1, tonumber(told[1])) or 1
+            local sums = crew[about[1]] or { 0, 0, 0 }
+            if status == "terminating" then
+                sums[3] = sums[3] + size
+            else
+                sums[1], sums[2] = sums[1] + size, sums[2] + (told[2] and 0 or size)
+            end
+            crew[about[1]] = sums
+        end
     end
 end
+local owners = {}
+for owner, sums in pairs(crew) do
+    owners[#owners + 1] = { owner, sums[1], sums[2], sums[3] }
+end
 return { text(now), counts(pool), seconds, call("HMGET", key, "last_arrival", "last_end", "startup"),
-    oldest < math.huge and text(oldest) or false, crew }
+    oldest < math.huge and text(oldest) or false, owners }

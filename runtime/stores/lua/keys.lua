@@ -34,6 +34,7 @@ local HELD = ":held:"             -- {worker} set of the ids that it holds
 local WORKERS = ":workers"        -- zset of ids in the order of registration
 local WORKER = ":worker:"         -- {id} hash
 local TOLD = ":told:"             -- {id} hash of metadata: name → JSON
+local STAFF = ":staff:"           -- {JSON of a pool's name, status} zset of ids in the order of registration
 local LIVE = ":live"              -- zset of live ids by the end of the lease
 local CREW = ":crew:"             -- {owner} set of its live workers
 local DRAINING = ":draining:"     -- {owner} set of those that were told to end

@@ -345,8 +345,17 @@ local function hand_out(channel, more)
 end
 
 -- shared: crew
--- Enter a worker into the books of its status, and take it out of all others.
+-- Enter a worker into the books of its status and of its pool, and take it out of all others.
 local function list_worker(id, owner, status, heartbeat, lease_until)
+    local key, pool = T .. WORKER .. id, call("HGET", T .. TOLD .. id, "pool")
+    local found = call("HMGET", key, "sequence", "pool", "listed")
+    if found[3] and (found[2] ~= pool or found[3] ~= status) then
+        call("ZREM", two(STAFF, found[2], found[3]), id)
+    end
+    if pool and (found[2] ~= pool or found[3] ~= status) then
+        call("ZADD", two(STAFF, pool, status), found[1], id)
+        call("HSET", key, "pool", pool, "listed", status)
+    end
     if LIVING[status] then
         call("ZADD", T .. LIVE, lease_until, id)
         call("SADD", T .. CREW .. owner, id)

@@ -4,13 +4,13 @@
 -- id, owner, lease, host, pid, capabilities, started, began (its time, if it tells one), then metadata: name, JSON
 local id, owner, ends = ARGV[3], ARGV[4], now + tonumber(ARGV[5])
 local key, told = T .. WORKER .. id, T .. TOLD .. id
-local known = call("HMGET", key, "status", "owner", "lease_until", "sequence")
+local known = call("HMGET", key, "status", "owner", "lease_until", "sequence", "pool", "listed")
 local lives, status, sequence = LIVING[known[1]], "active", known[4]
 local booked = lives and call("HGET", told, "booked") == "true"
 if lives and known[2] ~= owner and tonumber(known[3]) > now and not booked then
     return { known[1], known[2], known[3] }
 end
-local kept = lives and (known[2] == owner or booked)
+local kept = lives and (known[2] == owner or (booked and tonumber(known[3]) > now))
 if known[2] and known[2] ~= owner then
     call("SREM", T .. CREW .. known[2], id)
     call("SREM", T .. DRAINING .. known[2], id)
@@ -21,6 +21,9 @@ if kept then
         call("HSET", told, "booked", "false")
     end
 else
+    if known[6] then
+        call("ZREM", two(STAFF, known[5], known[6]), id)
+    end
     call("DEL", key, told)
     sequence = call("INCR", T .. SEQUENCE)
     call("HSET", key, "started", ARGV[9])
@@ -94,29 +97,32 @@ return 1
 return call("EXISTS", T .. WORKER .. ARGV[3]) == 1 and worker_record(ARGV[3])
 
 -- name: workers needs crew
--- after which sequence, how many, whether only live ones, the JSON of their pool's name (none: of any)
+-- after which sequence, how many, then statuses (none: any): the sequence of the last, and those that match
 local found = call("ZRANGEBYSCORE", T .. WORKERS, "(" .. ARGV[3], "+inf", "WITHSCORES", "LIMIT", 0, ARGV[4])
-local answer = { found[#found] or "" }
+local answer, wanted = { found[#found] or "" }, {}
+for i = 5, #ARGV do
+    wanted[ARGV[i]] = true
+end
 for i = 1, #found, 2 do
-    local id = found[i]
-    if (ARGV[5] ~= "1" or LIVING[call("HGET", T .. WORKER .. id, "status")])
-        and (ARGV[6] == "" or call("HGET", T .. TOLD .. id, "pool") == ARGV[6]) then
-        answer[#answer + 1] = worker_record(id)
+    if #ARGV == 4 or wanted[call("HGET", T .. WORKER .. found[i], "status")] then
+        answer[#answer + 1] = worker_record(found[i])
     end
 end
 return answer
 
--- name: live needs crew
--- the JSON of a pool's name (none: of any): the live workers, in the order of their registration
-local answer, order = {}, {}
-for _, id in ipairs(call("ZRANGE", T .. LIVE, 0, -1)) do
-    if ARGV[3] == "" or call("HGET", T .. TOLD .. id, "pool") == ARGV[3] then
-        order[#order + 1] = { tonumber(call("HGET", T .. WORKER .. id, "sequence")), id }
+-- name: staff needs crew
+-- the JSON of a pool's name (none: of all who live), then statuses: those of them, not in order
+local answer, wanted = {}, {}
+for i = 4, #ARGV do
+    wanted[ARGV[i]] = true
+    for _, id in ipairs(ARGV[3] ~= "" and call("ZRANGE", two(STAFF, ARGV[3], ARGV[i]), 0, -1) or {}) do
+        answer[#answer + 1] = { call("HGET", T .. WORKER .. id, "sequence"), worker_record(id) }
     end
 end
-table.sort(order, function(one, other) return one[1] < other[1] end)
-for i, each in ipairs(order) do
-    answer[i] = worker_record(each[2])
+for _, id in ipairs(ARGV[3] == "" and call("ZRANGE", T .. LIVE, 0, -1) or {}) do
+    if wanted[call("HGET", T .. WORKER .. id, "status")] then
+        answer[#answer + 1] = { call("HGET", T .. WORKER .. id, "sequence"), worker_record(id) }
+    end
 end
 return answer
 
