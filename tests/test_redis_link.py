@@ -291,9 +291,9 @@ async def test_the_server_is_killed_and_restarted_with_its_file_amid_the_work(ow
     async def restarts(_: Any, done: list[str]) -> None:
         for n in (100, 300, 500):
             await until(lambda n=n: len(done) >= n)
-            await asyncio.to_thread(server.kill)
+            server.kill()
             await asyncio.sleep(0.1)
-            await asyncio.to_thread(server.start)
+            server.start()
 
     await work_off(server.url, 700, 16, restarts)
 
@@ -400,6 +400,25 @@ async def test_the_claim_of_a_caller_who_has_gone_is_given_back(url):
         for item_id in held:
             await driver.release(item_id, None)
     assert await driver.counts("p") == Counts(waiting=50)
+    await driver.close()
+
+
+async def test_the_claim_that_is_under_way_when_its_caller_goes_is_given_back(own_redis):
+    server = own_redis()
+    driver = RedisDriver(parse(server.url))
+    await driver.push("p", [new(str(n)) for n in range(5)])
+    server.signal(signal.SIGSTOP)
+    claiming = [asyncio.create_task(take(driver)) for _ in range(3)]
+    await asyncio.sleep(0.05)  # they are sent by now
+    for task in claiming[:2]:
+        task.cancel()
+    await asyncio.wait(claiming[:2])
+    server.signal(signal.SIGCONT)
+    assert [claim.key for claim in await claiming[2]] == ["2"]
+    async with asyncio.timeout(10):
+        while len(await driver.claims("o")) > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert [[each.outcome for each in await driver.attempts(f"p:{n}")] for n in range(3)] == [["released"]] * 2 + [[]]
     await driver.close()
 
 
