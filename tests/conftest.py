@@ -67,7 +67,7 @@ def redis_binary() -> str:
 
 
 class RedisServer:
-    """A server of a test's own on 127.0.0.1; it ends with this process at the latest."""
+    """A server of a test's own on 127.0.0.1; it ends at the latest with the thread that has started it."""
 
     def __init__(self, *options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="flatfleet-redis-"))
@@ -84,19 +84,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        argv = [
-            redis_binary(),
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(self.folder),
-            "--save",
-            "",
-        ]
+        bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        argv = [*bound, redis_binary(), *place, *self.options]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([*argv, *self.options], stdout=log, stderr=log)
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log)
         self.wait()
 
     def wait(self) -> None:
