@@ -132,7 +132,7 @@ async def _execute(options: Any) -> int:
 
     if options.must_exist and not parts.store.durable:
         raise UsageError(
-            f"store '{parts.store.url}' lives and dies with its process: from here there is nothing to see"
+            f"store '{parts.store.shown}' lives and dies with its process: from here there is nothing to see"
         )
     try:
         code: int = await options.command(options, parts)

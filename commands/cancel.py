@@ -44,7 +44,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     if options.json:
         left = [{"id": item.id, "state": item.state} for item in alone]
         told = {"matching": total, "cancelled": cancelled, "left_alone": left}
-        document({"store": store.url, "pools": list(chosen), **told})
+        document({"store": store.shown, "pools": list(chosen), **told})
         return exits.DONE
     lines = [f"{plain(item.id)} is {item.state}: left alone" for item in alone]
     if go:

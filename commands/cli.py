@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from flatfleet.commands import terminal
 from flatfleet.runtime.errors import UsageError, did_you_mean
+from flatfleet.runtime.redact import shown
 
 VERBS = (
     "run", "check", "status", "workers", "items", "explain", "dead", "results",
@@ -54,7 +55,7 @@ steer  flatfleet scale N|+N|-N       that many workers, so many more or fewer
 plan   flatfleet capacity --arrival 100 --service 120 [--workers 1..8]   how long items would wait
        flatfleet replay --policy P --trace FILE   what a scaling policy would have done on a recorded day
 
-       --store URL   where everything durable is: sqlite:fleet.db (default), memory:
+       --store URL   where everything durable is: sqlite:fleet.db (default), memory:, redis://host:6379/0
        --json        one JSON document on standard output     -v   say more     --version
 
 All of them work in a terminal of their own, while the fleet runs and after.
@@ -102,11 +103,12 @@ def parser(verb: str, description: str, takes: str = "") -> Parser:
         description=description,
         allow_abbrev=False,
     )
+    store = os.environ.get("FLATFLEET_STORE") or STORE
     made.add_argument(
         "--store",
-        default=os.environ.get("FLATFLEET_STORE") or STORE,
+        default=store,
         metavar="URL",
-        help="where everything durable is, or FLATFLEET_STORE (now: %(default)s)",
+        help=f"where everything durable is, or FLATFLEET_STORE (now: {shown(store).replace('%', '%%')})",
     )
     made.add_argument("--json", action="store_true", default=False, help="one JSON document on standard output")
     made.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
@@ -166,7 +168,7 @@ def on_store(made: argparse.ArgumentParser, argv: Sequence[str], verb: str, comm
 def again(options: Any, *words: str) -> str:
     """What to type next: `flatfleet` with these words, about the same store and pool."""
     pool = ["--pool", options.pool] if getattr(options, "pool", None) else []
-    store = ["--store", options.store] if options.store != (os.environ.get("FLATFLEET_STORE") or STORE) else []
+    store = ["--store", shown(options.store)] if options.store != (os.environ.get("FLATFLEET_STORE") or STORE) else []
     return shlex.join(["flatfleet", *words, *pool, *store])
 
 

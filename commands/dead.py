@@ -33,7 +33,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     await _add_examples(pool, groups)
     total = sum(errors.values())
     if options.json:
-        document({"store": parts.store.url, "pool": pool.name, "dead": total, "errors": list(groups.values())})
+        document({"store": parts.store.shown, "pool": pool.name, "dead": total, "errors": list(groups.values())})
         return exits.DONE
     if not total:
         show(f"pool {pool.name} has no dead item")

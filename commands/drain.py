@@ -57,7 +57,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     ended = {row["id"]: row["status"] for row in roster.rows(named, ended=True) if row["id"] not in told}
     code = max((decided.code(each["decision"]) for each in drains), default=exits.DONE)
     if options.json:
-        document({"store": store.url, "pools": drains, "left_alone": ended})
+        document({"store": store.shown, "pools": drains, "left_alone": ended})
         return code
     lines = [line for each in drains for line in _lines(options, each)]
     lines += [f"{plain(worker)} is {status}: left alone" for worker, status in ended.items()]

@@ -41,7 +41,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     lacking = await _lacking(item, parts.store)
     if options.json:
         told = row(item) | {"data": item.data, "result": item.result, "served": not lacking}
-        document({"store": parts.store.url, "item": told, "attempts": [_row(each) for each in attempts]})
+        document({"store": parts.store.shown, "item": told, "attempts": [_row(each) for each in attempts]})
     else:
         show("\n".join(_lines(item, attempts, lacking, options.verbose)))
     return exits.DONE

@@ -46,10 +46,10 @@ async def pool(options: Any, store: Any) -> Any:
         if len(known) == 1:
             return store.work.pool(known[0])
         if not known:
-            raise UsageError(f"{store.url} is empty: run a launcher first, or name the right store with --store")
-        raise UsageError(f"{store.url} has several pools: {few(known)}; name one with --pool")
+            raise UsageError(f"{store.shown} is empty: run a launcher first, or name the right store with --store")
+        raise UsageError(f"{store.shown} has several pools: {few(known)}; name one with --pool")
     if options.pool not in known and not await store.registration.list(pool=options.pool):
-        raise UsageError(f"no pool '{options.pool}' in {store.url}{like(options.pool, known) or ': it is empty'}")
+        raise UsageError(f"no pool '{options.pool}' in {store.shown}{like(options.pool, known) or ': it is empty'}")
     return store.work.pool(options.pool)
 
 
@@ -93,7 +93,7 @@ def _ids(word: str, among: Iterable[str]) -> list[str]:
 
 
 async def _unknown(word: str, among: list[str], store: Any) -> str:
-    where = f"pool '{among[0]}'" if len(among) == 1 else f"the pools of {store.url}"
+    where = f"pool '{among[0]}'" if len(among) == 1 else f"the pools of {store.shown}"
     seen: list[str] = []
     for name in among:
         async with contextlib.aclosing(store.work.pool(name).items()) as found:

@@ -36,7 +36,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         except StoreUnavailable as raised:
             error = raised
     if options.json:
-        told = {"store": parts.store.url, "older": options.older, "deleted": deleted, "bytes": won}
+        told = {"store": parts.store.shown, "older": options.older, "deleted": deleted, "bytes": won}
         fault = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
         document(told | fault)
         return exits.STORE_FAILED if error else exits.DONE

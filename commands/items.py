@@ -52,7 +52,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     state = "waiting" if options.state == "ready" else options.state
     shown, more = 0, False
     if options.json:
-        show(f'{{"store": {json.dumps(parts.store.url)}, "pool": "{pool.name}", "state": "{state}", "items": [')
+        show(f'{{"store": {json.dumps(parts.store.shown)}, "pool": "{pool.name}", "state": "{state}", "items": [')
     async with contextlib.aclosing(_in(pool, state)) as found:
         async for item in found:
             more = bool(options.limit) and shown == options.limit

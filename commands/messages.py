@@ -51,7 +51,7 @@ def report(
 ) -> dict[str, Any]:
     """What became of a message, as data; `decision` is null while it waits."""
     return {
-        "store": store.url,
+        "store": store.shown,
         "fleet": fleet.name,
         "id": sent,
         "message": message,

@@ -33,7 +33,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     at, counts = await pool.paused(), await pool.counts()
     if options.json:
         about = {"paused": at is not None, "paused_until": at, "claimed": counts.claimed}
-        document({"store": parts.store.url, "pool": pool.name, **about})
+        document({"store": parts.store.shown, "pool": pool.name, **about})
     elif at is None:
         show(f"pool {pool.name} is not paused: that time is over already")
     else:

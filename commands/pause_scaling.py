@@ -32,7 +32,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     at = None if options.span is None else time.time() + options.span
     await record.pause_scaling(at)
     if options.json:
-        document({"store": parts.store.url, "fleet": record.name, "scaling_paused": True, "scaling_paused_until": at})
+        document({"store": parts.store.shown, "fleet": record.name, "scaling_paused": True, "scaling_paused_until": at})
     else:
         text = until(math.inf if at is None else at)
         show(f"scaling of {record.name} is paused until {text}. To go on: {cli.again(options, 'resume-scaling')}")

@@ -44,7 +44,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     pools = await parts.store.driver.pools()
     name = options.pool or (pools[0] if len(pools) == 1 else "papers")
     if name not in pools:
-        raise UsageError(f"no pool '{name}' in {parts.store.url}{did_you_mean(name, pools) or ': it is empty'}")
+        raise UsageError(f"no pool '{name}' in {parts.store.shown}{did_you_mean(name, pools) or ': it is empty'}")
     wanted = {"all": STATES, "settled": ("completed", "dead")}.get(options.state, (options.state,))
     pool = parts.store.work.pool(name)
     state = options.state if options.state in STATES else None

@@ -21,7 +21,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     was = await pool.paused()
     await pool.pause(None)
     if options.json:
-        document({"store": parts.store.url, "pool": pool.name, "paused": False, "was_paused": was is not None})
+        document({"store": parts.store.shown, "pool": pool.name, "paused": False, "was_paused": was is not None})
     else:
         show(f"pool {pool.name} is resumed" if was is not None else f"pool {pool.name} was not paused")
     return exits.DONE

@@ -21,7 +21,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     record = parts.store.fleet((await finding.pool(options, parts.store)).name)
     await record.resume_scaling(time.time())
     if options.json:
-        document({"store": parts.store.url, "fleet": record.name, "scaling_paused": False})
+        document({"store": parts.store.shown, "fleet": record.name, "scaling_paused": False})
     else:
         show(f"scaling of {record.name} is resumed")
     return exits.DONE

@@ -64,7 +64,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     if options.json:
         alone = [{"id": item.id, "state": item.state} for item in choice.alone]
         told = {"matching": total, "errors": dict(choice.errors), "retried": retried, "left_alone": alone}
-        document({"store": store.url, "pools": list(choice.pools), **told})
+        document({"store": store.shown, "pools": list(choice.pools), **told})
         return exits.DONE
     lines = [f"{plain(item.id)} is {item.state}: left alone" for item in choice.alone]
     if go:

@@ -41,10 +41,10 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     workers = everyone if options.all else roster.rows(records, pool=options.pool)
     hosting = [engines.row(each) for each in await engine_notes.engines(store)]
     if options.json:
-        about = {"store": store.url, "pools": pools, "workers": workers, "ended_workers": ended, "engines": hosting}
+        about = {"store": store.shown, "pools": pools, "workers": workers, "ended_workers": ended, "engines": hosting}
         document(about)
         return exits.DONE
-    lines = [f"store {plain(store.url)}"]
+    lines = [f"store {plain(store.shown)}"]
     for name, about in pools.items():
         lines += _lines(name, about)
     lines += [line for each in hosting for line in engines.lines(each)]

@@ -56,7 +56,7 @@ async def forget(options: argparse.Namespace, store: Any, fleet: Any) -> int:
     work = await decided.at_work(store, fleet.name)
     if options.json:
         rows = [{"id": name, "message": message} for name, message in dropped.items()]
-        document({"store": store.url, "fleet": fleet.name, "forgotten": rows, "at_work": work})
+        document({"store": store.shown, "fleet": fleet.name, "forgotten": rows, "at_work": work})
         return exits.DONE
     told = "; ".join(decided.asked(message) for message in dropped.values())
     text = f"{finding.count(len(dropped), 'message')} dropped: {plain(told)}" if dropped else "no message waits"

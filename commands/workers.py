@@ -26,9 +26,9 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     workers = everyone if options.all else roster.by_status(roster.rows(records, pool=pool))
     ended = len(everyone) - len(roster.rows(records, pool=pool))
     if options.json:
-        document({"store": parts.store.url, "pool": pool, "workers": workers, "ended_workers": ended})
+        document({"store": parts.store.shown, "pool": pool, "workers": workers, "ended_workers": ended})
         return exits.DONE
-    where = f"pool {pool}" if pool else f"store {plain(parts.store.url)}"
+    where = f"pool {pool}" if pool else f"store {plain(parts.store.shown)}"
     hint = f" ({ended} ended; --all shows them)" if ended and not options.all else ""
     show("\n".join([f"{where}: {finding.count(len(everyone) - ended, 'worker')}{hint}", *map(roster.line, workers)]))
     return exits.DONE

@@ -6,16 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import functools
 import importlib
 import inspect
 import itertools
 import os
-import shutil
-import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ import pytest
 from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.ray import RayDriver
 from flatfleet.runtime.stores.ray_url import RayUrl
+from servers import RedisServer, fresh_redis, ray_cluster, redis_at
 
 
 class Clock:
@@ -57,24 +54,45 @@ def _ray(path: Path, clock: Clock) -> Driver:
     return RayDriver(RayUrl("tests", ray_cluster(), f"{path}.db"), clock=clock)  # type: ignore[return-value]
 
 
-@functools.cache
-def ray_cluster() -> str:
-    """The address of the Ray cluster of this test process, which is started when it is needed, and ends with the process."""
-    folder = tempfile.mkdtemp(prefix="flatfleet-ray-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # before Ray's own, and so after it
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    from flatfleet.runtime.stores.ray_cluster import begin
-
-    return begin(num_cpus=4, _temp_dir=folder, _system_config={"prestart_worker_first_driver": False}).result(120)
-
-
 @pytest.fixture
 def ray_address() -> str:
     return ray_cluster()
 
 
+@pytest.fixture
+def redis() -> Callable[[], str]:
+    """A function that returns the URL of a store with nothing in it, on the server of the session."""
+    return fresh_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Callable[..., RedisServer]]:
+    """A function that starts a server of the test's own, with these options; all end with the test."""
+    made: list[RedisServer] = []
+
+    def start(*options: str) -> RedisServer:
+        made.append(RedisServer(*options))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+def _redis(path: Path, clock: Clock) -> Driver:
+    from flatfleet.runtime.stores.redis import RedisDriver
+    from flatfleet.runtime.stores.redis_url import parse
+
+    return RedisDriver(parse(redis_at(path)), clock=clock)
+
+
 #: Every driver that has to keep the contract. A new one is one line here: (fresh path, clock) → driver.
-DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {"memory": _memory, "sqlite": _sqlite, "ray": _ray}
+DRIVERS: dict[str, Callable[[Path, Clock], Driver]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "redis": _redis,
+    "ray": _ray,
+}
 
 if _named := os.environ.get("FLATFLEET_TEST_DRIVER"):  # module:function, of somebody else's store: docs/backends.md
     _module, _, _function = _named.partition(":")
@@ -179,6 +197,7 @@ def kit() -> Kit:
 URLS: dict[str, Callable[[Path], str]] = {
     "memory": lambda path: "memory:",
     "sqlite": lambda path: f"sqlite:{path.with_suffix('.db')}",
+    "redis": redis_at,
 }
 
 
@@ -207,6 +226,12 @@ def make_kit() -> Callable[..., Kit]:
     from flatfleet.runtime.stores import open_store
 
     return lambda url, engine="inline", **hosts: Kit(open_store(url), engine, **hosts)
+
+
+@pytest.fixture
+def busy_tasks() -> Callable[[], set[Any]]:
+    """A function that returns the tasks of the running loop, but for those that hold a store's connections."""
+    return lambda: {task for task in asyncio.all_tasks() if not task.get_name().startswith("flatfleet-redis")}
 
 
 def flow(states: dict[str, Any], context: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:

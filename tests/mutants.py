@@ -26,6 +26,9 @@ LIMIT = 30.0
 ITEMS = "runtime/stores/sqlite_items.py"
 SQL = "runtime/stores/sqlite.sql"
 GROUP = "runtime/stores/group.py"
+LUA_ITEMS = "runtime/stores/lua/items.lua"
+LUA_SHARED = "runtime/stores/lua/shared.lua"
+LINK = "tests/test_redis_link.py::test_"
 CONTRACT = "tests/test_store_contract.py::test_"
 STEERING = "tests/test_store_contract_steering.py::test_"
 STEERED = "tests/test_steering.py::test_"
@@ -367,9 +370,95 @@ MUTANTS = [
         "                break\n",
         f"{DISPATCHER}thousands_that_nobody_here_can_resume_do_not_keep_the_others_from_their_turn",
     ),
+    Mutant(
+        "redis: complete accepts anyone",
+        LUA_ITEMS,
+        'if found[1] ~= "claimed" or (token ~= "" and token ~= newest) then\n    if again and',
+        'if found[1] ~= "claimed" then\n    if again and',
+        f"{CONTRACT}a_zombie_is_refused_and_changes_nothing",
+    ),
+    Mutant(
+        "redis: tokens restart at each claim",
+        LUA_ITEMS,
+        "local token = (found[1] or 0) + 1",
+        "local token = 1",
+        f"{CONTRACT}tokens_strictly_increase_over_every_way_back",
+    ),
+    Mutant(
+        "redis: a lease never runs out",
+        LUA_ITEMS,
+        'call("ZRANGEBYSCORE", leases, "-inf", now,',
+        'call("ZRANGEBYSCORE", leases, "-inf", 0,',
+        f"{CONTRACT}an_expired_lease_alone_brings_the_item_back",
+    ),
+    Mutant(
+        "redis: a checkpoint needs no lease",
+        "runtime/stores/lua/executions.lua",
+        'if found[1] ~= "claimed" or found[2] ~= ARGV[9] then',
+        'if found[1] ~= "claimed" then',
+        f"{RECORDS}a_fenced_snapshot_needs_the_live_claim",
+    ),
+    Mutant(
+        "redis: a message that moves reaches one waiter",
+        LUA_SHARED,
+        "for i = 1, #parked, 2 do",
+        "for i = 1, math.min(2, #parked), 2 do",
+        f"{SIGNALS}deliver_gives_one_message_of_each_channel_to_all_parked_there",
+    ),
+    Mutant(
+        "redis: a suspect is claimed beside another",
+        LUA_ITEMS,
+        'barred = call("HEXISTS", T .. SUSPECTS, owner) == 1',
+        "barred = false",
+        f"{CONTRACT}suspects_are_claimed_one_at_a_time_by_each_process",
+    ),
+    Mutant(
+        "redis: a commit whose answer was lost is a lost lease",
+        LUA_ITEMS,
+        'if again and found[1] == "completed"',
+        'if false and found[1] == "completed"',
+        f"{LINK}a_completion_whose_answer_was_lost_is_no_lost_lease",
+    ),
+    Mutant(
+        "redis: a claim whose answer was lost is left",
+        LUA_ITEMS,
+        "if again then\n    local held",
+        "if false then\n    local held",
+        f"{LINK}a_claim_whose_answer_was_lost_is_the_same_claim",
+    ),
+    Mutant(
+        "redis: what is sent again does not say so",
+        "runtime/stores/redis_link.py",
+        'again = b"1" if call.sent else b"0"',
+        'again = b"0"',
+        f"{LINK}a_push_whose_answer_was_lost_says_what_it_added",
+    ),
+    Mutant(
+        "redis: the claim of who has gone is kept",
+        "runtime/stores/redis_link.py",
+        "elif call.undo is not None:",
+        "elif call.undo is None:",
+        f"{LINK}the_claim_that_is_under_way_when_its_caller_goes_is_given_back",
+    ),
+    Mutant(
+        "redis: a connection that was given up lives on",
+        "runtime/stores/redis_session.py",
+        "if before:\n                    with",
+        "if before < 0:\n                    with",
+        f"{LINK}nothing_of_a_connection_that_was_given_up_is_done_later",
+    ),
+    Mutant(
+        "redis: what was missed is not rung",
+        "runtime/stores/redis_wire.py",
+        "self._missed = True",
+        "self._missed = False",
+        "tests/test_redis_wire.py::test_a_subscription_that_breaks_is_made_again_and_anything_is_rung",
+    ),
 ]
 
 SHORT = (
+    "redis: complete accepts anyone",
+    "redis: a commit whose answer was lost is a lost lease",
     "complete accepts anyone",
     "tokens restart at each claim",
     "release frees everyone's",

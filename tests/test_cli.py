@@ -135,7 +135,7 @@ def test_agents_without_a_library_are_refused_before_anything_runs(monkeypatch: 
         (["--fields", "text"], "has no '='"),
         (["--out", "file"], "is a file; name a folder"),
         (["--out", "file/below"], "is a file; name a folder"),
-        (["--store", "redis://x"], "unknown kind 'redis'"),
+        (["--store", "etcd://x"], "unknown kind 'etcd'"),
         (["--store", "sqlite:"], "names no file"),
         (["--store", "sqlite:x?sync=1"], "the only option is synchronous"),
     ],

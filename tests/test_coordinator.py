@@ -184,7 +184,7 @@ async def test_two_coordinators_never_run_more_than_the_pools_size_together(any_
 
 
 async def test_without_a_pool_size_a_batch_is_as_large_as_max_parallel(any_kit, load):
-    seen, _ = counting(any_kit)
+    seen, _ = counting(any_kit, 0.2)
     await push(any_kit, 100)
     await run(any_kit, load("coordinator"), max_parallel=80)
     assert seen["most"] == 80

@@ -50,6 +50,8 @@ async def test_one_beat_renews_all_leases_and_registrations_of_the_process(any_k
         await hold(any_kit)
     other = any_kit.other()
     await hold(other)
+    for kit in (any_kit, other):
+        await kit.fleet._heart.stop()
     before = [(await any_kit.store.driver.item(f"p:{key}")).due for key in "abc"]
     workers = [await lease_until(any_kit, name) for name in ("w1", "w2")]
     calls, beat = [], any_kit.store.driver.beat
@@ -115,6 +117,7 @@ async def test_a_lock_is_renewed_while_a_machine_runs_under_it(any_kit, flow):
 async def test_a_lease_taken_over_is_lost_at_the_next_beat_and_its_work_cancelled(any_kit):
     await push(any_kit, "a", "b")
     lost, kept = await hold(any_kit), await hold(any_kit)
+    await any_kit.fleet._heart.stop()
     lost.task = asyncio.create_task(asyncio.Event().wait())
     kept.task = asyncio.create_task(asyncio.Event().wait())
     await any_kit.store.driver.hand_back(worker="w", owner=None, pool="p", crashed=True)
@@ -274,12 +277,12 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(any_kit):
     """A function that starts a real process which claims two items, and then does nothing; all are killed at the end."""
     started = []
 
     def start(name):
-        command = [sys.executable, "-c", HOLDER, f"sqlite:{tmp_path / 'fleet.db'}", name]
+        command = [sys.executable, "-c", HOLDER, any_kit.store.url, name]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout.readline() == "2\n"
@@ -293,7 +296,7 @@ def holder(tmp_path):
 
 
 @pytest.mark.slow
-async def test_recover_hands_back_what_a_killed_process_held_once_and_nothing_of_a_live_one(tmp_path, holder, any_kit):
+async def test_recover_hands_back_what_a_killed_process_held_once_and_nothing_of_a_live_one(holder, any_kit):
     kit = any_kit.other("me") if any_kit.store.durable else None
     if kit is None:
         return  # a memory store ends with its process

@@ -664,14 +664,14 @@ async def test_enqueue_leaves_workers_open_where_none_are_given(any_kit, crew, t
 # -- cost ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_parked_scaler_holds_no_task_and_its_row_does_not_grow(any_kit, crew):
+async def test_a_parked_scaler_holds_no_task_and_its_row_does_not_grow(any_kit, crew, busy_tasks):
     await crew.scale({"target": 0})
-    before = len(asyncio.all_tasks())
+    before = len(busy_tasks())
     sizes = []
     for n in range(30):
         await crew.scale({"delta": 1, "dry_run": True, "reason": "r" * (30 * n)})
         sizes.append(len((await any_kit.store.driver.load_snapshot("p.scaler")).body))
-    assert len(asyncio.all_tasks()) == before
+    assert len(busy_tasks()) == before
     assert max(sizes) - min(sizes) < 100
 
 

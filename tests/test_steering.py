@@ -139,6 +139,13 @@ async def test_an_idle_worker_that_is_told_to_end_ends_at_once_and_no_other_is_d
     assert [(await crew.end(name))["status"] for name in ("w1", "w3")] == ["drained"] * 2
 
 
+def hears(kit):
+    async def heard():
+        return kit.store.bell.hears
+
+    return heard
+
+
 @pytest.mark.parametrize("how", ["deaf", "unheard"])
 async def test_where_nobody_rings_the_order_is_found_by_looking(any_kit, crew, monkeypatch, how):
     monkeypatch.setattr(fleet, "POLL" if how == "deaf" else "SELDOM", 0.02)
@@ -146,6 +153,9 @@ async def test_where_nobody_rings_the_order_is_found_by_looking(any_kit, crew, m
         if not any_kit.store.durable:
             return  # no other process can have told it anything
         monkeypatch.setattr(type(any_kit.store.bell), "hears", False)
+    elif any_kit.store.durable:
+        any_kit.store.bell.open()
+        await until(hears(any_kit))
     any_kit.fleet.served = True
     crew.start("w1")
     await idle(any_kit, 1)
@@ -294,7 +304,7 @@ async def test_whenever_a_claim_is_cut_off_nothing_stays_claimed(any_kit, action
             await asyncio.wait([task])
         await fleet.hand_back()
         if any_kit.store.durable:
-            await any_kit.store.driver._group.close()  # what is given back for those who were cut off
+            await any_kit.store.driver.close()  # what is given back for those who were cut off
         assert (await pool.counts()).claimed == 0
         assert fleet.leases == {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +50,7 @@ class Model:
         self.end("crashed", "dead" if self.crashes >= CRASHES else "ready")
 
 
-def lives(open_driver: Callable[[Any], Any], clock_type: type) -> type[RuleBasedStateMachine]:
+def lives(open_driver: Any, clock_type: type) -> type[RuleBasedStateMachine]:
     class Lives(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()

@@ -38,9 +38,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request, tmp_path):
-    return open_store("memory:" if request.param == "memory" else f"sqlite:{tmp_path / 'fleet.db'}", owner="me")
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request, tmp_path, redis):
+    urls = {"memory": lambda: "memory:", "sqlite": lambda: f"sqlite:{tmp_path / 'fleet.db'}", "redis": redis}
+    return open_store(urls[request.param](), owner="me")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def shared_url(request, tmp_path, redis):
+    """The URL of a store that several processes can have."""
+    return redis() if request.param == "redis" else f"sqlite:{tmp_path / 'fleet.db'}"
 
 
 # -- protocols ---------------------------------------------------------------------------------------------------------
@@ -352,9 +359,8 @@ async def test_a_blocked_reader_is_woken_by_the_end_of_the_item(store, end):
     assert got == ("text" if end == "complete" else {"_error": "text", "_error_type": "Error"})
 
 
-async def test_a_blocked_reader_of_another_process_finds_it_too(tmp_path):
-    url = f"sqlite:{tmp_path / 'fleet.db'}"
-    mine, other = open_store(url, owner="me"), open_store(url, owner="other")
+async def test_a_blocked_reader_of_another_process_finds_it_too(shared_url):
+    mine, other = open_store(shared_url, owner="me"), open_store(shared_url, owner="other")
     await mine.work.pool("p").push(1, {"key": "a"})
     reader = asyncio.create_task(other.results.read(make_uri("p:a"), timeout=10))
     claim = await mine.work.pool("p").claim("w")
@@ -566,9 +572,8 @@ async def test_one_of_many_takers_of_a_lock_gets_it(store):
 # -- two processes on one file ---------------------------------------------------------------------------------------
 
 
-async def test_two_owners_of_one_file_share_everything_and_keep_apart_what_is_theirs(tmp_path):
-    url = f"sqlite:{tmp_path / 'fleet.db'}"
-    a, b = open_store(url, owner="a"), open_store(url, owner="b")
+async def test_two_owners_of_one_store_share_everything_and_keep_apart_what_is_theirs(shared_url):
+    a, b = open_store(shared_url, owner="a"), open_store(shared_url, owner="b")
     await a.work.pool("p").push_many([a.work.pool("p").new(n, key=str(n)) for n in range(40)])
     claims = await asyncio.gather(*((a, b)[n % 2].work.pool("p").claim(f"w{n}") for n in range(50)))
     ids = [claim.id for claim in claims if claim]

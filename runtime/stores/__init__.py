@@ -8,12 +8,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 from flatfleet.runtime.errors import StoreUrlError, did_you_mean
 from flatfleet.runtime.owner import this_process
+from flatfleet.runtime.redact import shown
+from flatfleet.runtime.stores import redis_url
 from flatfleet.runtime.stores.bell import Wire
 from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.records import LEASE
 from flatfleet.runtime.stores.store import Store
 
-SCHEMES = ("memory", "ray", "sqlite")
+SCHEMES = ("memory", "sqlite", "redis", "rediss", "unix", "ray")
 DEFAULT_URL = "sqlite:fleet.db"
 PLUGINS = "flatfleet.stores"
 """The entry points of stores that are not ours: URL scheme → `function(url, must_exist)` → a Driver."""
@@ -25,9 +27,10 @@ def open_store(
     """Return the store behind a URL; it connects when it is first used.
 
     `memory:` lives and dies with the process. `sqlite:PATH[?synchronous=NORMAL|FULL]` is a file, relative to the
-    working folder. `ray:NAME` and `ray://HOST:PORT/NAME` are in a Ray cluster (docs/ray.md). Other kinds come from
-    packages that declare them (docs/backends.md). Raises StoreUrlError for the rest. With `must_exist` a
-    file that is not there is not made: StoreUnavailable when it is first used.
+    working folder. `redis://`, `rediss://` and `unix://` are stores on a Redis server (docs/redis.md), `ray:NAME` and
+    `ray://HOST:PORT/NAME` are in a Ray cluster (docs/ray.md). Other kinds come from packages that declare them
+    (docs/backends.md). Raises StoreUrlError for the rest. With `must_exist` a file that is not there is not made:
+    StoreUnavailable when it is first used.
     """
     driver, wire = _driver(url, must_exist)
     return Store(driver, url, owner or this_process(), lease, wire)
@@ -56,6 +59,12 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
             raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
         file = Path(path).expanduser().absolute()
         return SQLiteDriver(file, synchronous, must_exist=must_exist), HostWire(file)
+    if parts.scheme in redis_url.SCHEMES:
+        from flatfleet.runtime.stores.redis import RedisDriver
+        from flatfleet.runtime.stores.redis_wire import RedisWire
+
+        redis = RedisDriver(redis_url.parse(url), must_exist=must_exist)
+        return redis, RedisWire(redis.server, redis.link)
     if parts.scheme == "ray":
         from flatfleet.runtime.stores.ray import RayDriver
         from flatfleet.runtime.stores.ray_cluster import check_installed
@@ -70,8 +79,8 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
 
     for plugin in entry_points(group=PLUGINS, name=parts.scheme):
         return plugin.load()(url, must_exist), None
-    scheme = parts.scheme or url
+    scheme = parts.scheme or shown(url)
     known = (*SCHEMES, *entry_points(group=PLUGINS).names)
     raise StoreUrlError(
-        f"store URL '{url}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"
+        f"store URL '{shown(url)}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"
     )

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flatfleet.runtime.errors import LeaseLost
+from flatfleet.runtime.redact import shown
 from flatfleet.runtime.stores.bell import Bell, Wire
 from flatfleet.runtime.stores.checkpoints import Checkpoints
 from flatfleet.runtime.stores.contract import Driver
@@ -124,12 +125,14 @@ class Configs:
 class Store:
     """Everything durable behind one URL. `owner` is the identity of the process that uses it.
 
-    `wire` leads to the other processes that use it, if there can be any: they are woken by what is done here.
+    `shown` is the URL without its password, for people; `wire` leads to the other processes that use the store, if there
+    can be any: they are woken by what is done here.
     """
 
     def __init__(self, driver: Driver, url: str, owner: str, lease: float = LEASE, wire: Wire | None = None) -> None:
         self.driver = driver
         self.url = url
+        self.shown = shown(url)
         self.owner = owner
         self.lease = lease
         self.durable = driver.durable

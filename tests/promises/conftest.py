@@ -76,6 +76,8 @@ class Trial:
     processes: list[Process]
     lease: float = 60.0
     root: Path = ROOT
+    at: str = ""
+    """The URL of its store, if that is not a file of its own."""
 
     @property
     def db(self) -> Path:
@@ -83,7 +85,7 @@ class Trial:
 
     @property
     def url(self) -> str:
-        return f"sqlite:{self.db}"
+        return self.at or f"sqlite:{self.db}"
 
     @property
     def log(self) -> Path:
@@ -205,8 +207,11 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path: Path) -> Iterator[Trial]:
+def trial(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """A trial on SQLite; `both_stores` makes it one on a Redis server of its own, with an append-only file, too."""
     made = Trial(tmp_path, [])
+    if getattr(request, "param", "sqlite") == "redis":
+        made.at = request.getfixturevalue("own_redis")("--appendonly", "yes").url
     yield made
     for process in made.processes:
         process.stop()

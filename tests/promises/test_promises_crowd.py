@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.slow
+both_stores = pytest.mark.parametrize("trial", ["sqlite", "redis"], indirect=True)
 
 CROWD = Path(__file__).parent / "crowd.py"
 
@@ -50,6 +51,7 @@ def check_one_holder_at_a_time(held: dict[str, list[dict[str, Any]]], items: int
             assert earlier["to"] <= later["from"], f"{item} was held twice at once: {earlier}, {later}"
 
 
+@both_stores
 def test_promise_02_and_05_one_holder_at_a_time_and_tokens_that_rise(trial, size):
     """Promises 2 and 5: four processes claim, release, fail and complete; no item is held twice at once."""
     items = size(2_000, 20_000)
@@ -58,6 +60,7 @@ def test_promise_02_and_05_one_holder_at_a_time_and_tokens_that_rise(trial, size
     assert sum(map(len, held.values())) > 1.1 * items
 
 
+@both_stores
 def test_promise_15_many_processes_and_no_database_is_locked(trial, size):
     """Promises 2, 5 and 15: a crowd of processes over one file; each of them ends well and says nothing."""
     processes, each = size((20, 50), (100, 100))
@@ -65,6 +68,7 @@ def test_promise_15_many_processes_and_no_database_is_locked(trial, size):
     check_one_holder_at_a_time(held, processes * each)
 
 
+@both_stores
 def test_promise_12_two_launchers_at_once_make_each_item_once(trial, size):
     """Promise 12: the same sources pushed and worked through by two launchers at once; no item and no state twice."""
     n = size(200, 1000)

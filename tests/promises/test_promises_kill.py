@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 pytestmark = pytest.mark.slow
+both_stores = pytest.mark.parametrize("trial", ["sqlite", "redis"], indirect=True)
 
 ORDER = {"first": 0, "second": 1, "third": 2, "done": 3}
 
@@ -28,6 +29,7 @@ def check_that_nothing_is_lost_or_doubled(trial, names: list[str]) -> None:
         assert history[-1].outcome == "completed"
 
 
+@both_stores
 def test_promise_01_and_03_nothing_is_lost_and_no_result_commits_twice_whatever_is_killed_when(trial, size):
     """Promises 1 and 3: kill -9 at random moments, 8 workers; one result each, and no committed state runs again."""
     kills, n = size((5, 120), (20, 500))
@@ -75,6 +77,7 @@ def test_promise_03_states_never_go_back(trial, size):
         assert set(states) == {"first", "second", "third"}
 
 
+@both_stores
 @pytest.mark.parametrize("where", ["first", "third"])
 def test_promise_09_an_item_that_kills_its_worker_is_dead_and_its_neighbours_are_not(trial, where):
     """Promise 9: dead after max_crashes with its history, although it dies so fast that it takes 7 neighbours along."""

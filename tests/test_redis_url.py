@@ -1,0 +1,238 @@
+"""URLs of Redis stores: what they say, what is wrong with them, and that no password is ever shown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flatfleet.runtime.errors import StoreUnavailable, StoreUrlError
+from flatfleet.runtime.redact import shown
+from flatfleet.runtime.stores import open_store, redis_faults, redis_session
+from flatfleet.runtime.stores.redis_url import Target, parse
+
+ROOT = Path(__file__).parents[1]
+SECRET = "s3cr3t/+%"
+QUOTED = "s3cr3t%2F%2B%25"
+
+
+async def use(url: str, **options: Any) -> int:
+    store = open_store(url, **options)
+    try:
+        return len(await store.driver.pools())
+    finally:
+        await store.close()
+
+
+# -- what they say -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://h", {"host": "h", "port": 6379, "db": 0, "user": None, "password": None, "tls": False}),
+        ("redis://h:7/3", {"port": 7, "db": 3, "fleet": "flatfleet", "tag": "{flatfleet}"}),
+        (f"redis://:{QUOTED}@h", {"user": None, "password": SECRET, "host": "h"}),
+        (f"rediss://me:{QUOTED}@h:7", {"user": "me", "password": SECRET, "tls": True}),
+        ("redis://h?fleet=night&timeout=2.5&patience=9", {"tag": "{night}", "timeout": 2.5, "patience": 9.0}),
+        ("redis://[::1]:7", {"host": "::1", "port": 7, "place": "::1:7"}),
+        ("unix:///run/redis.sock?db=2&fleet=x", {"path": "/run/redis.sock", "db": 2, "place": "/run/redis.sock"}),
+    ],
+)
+def test_a_url_is_read(url, told):
+    target = parse(url)
+    assert {name: getattr(target, name) for name in told} == told
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis:h:6379", r"write redis://host"),
+        ("redis://", r"names no host.*redis://127.0.0.1:6379/0"),
+        ("redis://h:x", r"its port cannot be read"),
+        ("redis://h:99999", r"its port cannot be read"),
+        ("redis://h/papers", r"'papers' is no number of a database"),
+        ("redis://h?flet=x", r"unknown option 'flet'.*Did you mean 'fleet'"),
+        ("redis://h?ca=x", r"unknown option 'ca'"),
+        ("rediss://h?ca=/nowhere/ca.pem", r"/nowhere/ca.pem: there is no such file"),
+        ("redis://h?fleet=", r"fleet=''"),
+        ("redis://h?fleet={x}", r"fleet='\{x\}'"),
+        ("redis://h?timeout=soon", r"timeout=soon: write a number of seconds"),
+        ("redis://h?patience=0", r"patience=0"),
+        ("redsi://h", r"unknown kind 'redsi'.*Did you mean 'redis'"),
+        ("unix://", r"names no socket"),
+    ],
+)
+def test_a_typo_is_told_at_once(url, words):
+    with pytest.raises(StoreUrlError, match=f"(?s){words}"):
+        open_store(url)
+
+
+# -- no password is shown ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("redis://:secret@h:1/0?fleet=x", "redis://:***@h:1/0?fleet=x"),
+        ("redis://me:secret@h", "redis://me:***@h"),
+        ("redis://me@h", "redis://me@h"),
+        ("redis://:sec/r@et:@h", "redis://:***@h"),
+        ("redsi::secret@h", "redsi::***@h"),
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("sqlite:a/b@c.db", "sqlite:a/b@c.db"),
+        ("sqlite:fleet.db", "sqlite:fleet.db"),
+    ],
+)
+def test_the_password_is_left_out_of_what_is_shown(url, seen):
+    assert shown(url) == seen
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:{}@h:x", "redis://:{}@", "redsi://:{}@h", "redis::{}@h", "redis://me:{}@h?flet=1", "redis://:{}@h/x"],
+)
+@pytest.mark.parametrize("secret", ["Secret", "Sec/ret", "Sec@ret:7", "Sec:ret"])
+def test_no_error_about_a_url_shows_a_password(url, secret):
+    with pytest.raises(StoreUrlError) as found:
+        open_store(url.format(secret))
+    assert "Sec" not in str(found.value)
+    assert "ret" not in str(found.value).replace("letters", "")
+
+
+def test_the_parts_that_are_printed_do_not_have_it():
+    target = parse(f"redis://me:{QUOTED}@h")
+    assert "s3cr3t" not in repr(target) + target.shown
+    assert target.scrub(f"cannot use {SECRET}") == "cannot use ***"
+    store = open_store(f"redis://me:{QUOTED}@h")
+    assert (store.shown, "s3cr3t" in store.url) == ("redis://me:***@h", True)
+
+
+def test_no_command_shows_the_url_itself():
+    found = [path.name for path in (ROOT / "commands").glob("*.py") if re.search(r"store\.url\b", path.read_text())]
+    assert found == []
+
+
+@pytest.mark.slow
+def test_neither_a_status_nor_a_help_nor_an_error_prints_the_password(own_redis):
+    server = own_redis("--requirepass", SECRET)
+    url = f"redis://:{QUOTED}@127.0.0.1:{server.port}/0"
+
+    def said(*words: str, store: str = url) -> tuple[int, str]:
+        argv = [sys.executable, "run.py", *words]
+        done = subprocess.run(
+            argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env={"FLATFLEET_STORE": store}
+        )
+        assert "s3cr3t" not in done.stdout + done.stderr
+        return done.returncode, done.stdout if "--json" in words else done.stdout + done.stderr
+
+    async def push() -> None:
+        store = open_store(url)
+        await store.work.pool("papers").push(1, {"key": "a"})
+        await store.close()
+
+    asyncio.run(push())
+    code, out = said("status", "--json")
+    assert (code, json.loads(out)["store"]) == (0, f"redis://:***@127.0.0.1:{server.port}/0")
+    assert "***" in said("items", "--help")[1]
+    code, out = said("status", store=url.replace("s3cr3t", "wr0ng"))
+    assert code == 3
+    assert "password" in out
+    assert "wr0ng" not in out
+    server.kill()
+    code, out = said("status")
+    assert code == 3
+    assert "Check that the server runs" in out
+    assert "Traceback" not in out
+
+
+# -- what is wrong at the start ------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_down_is_told_at_once(own_redis):
+    server = own_redis()
+    server.kill()
+    async with asyncio.timeout(20):
+        with pytest.raises(StoreUnavailable, match=rf"127.0.0.1:{server.port}.*cannot be used.*Check that the server"):
+            await use(server.url)
+
+
+async def test_a_wrong_password_or_none_is_told_at_once(own_redis):
+    server = own_redis("--requirepass", SECRET)
+    async with asyncio.timeout(20):
+        for url in (server.url, server.url.replace("//", "//:wrong@"), server.url.replace("//", "//me:wrong@")):
+            with pytest.raises(StoreUnavailable, match=r"(?i)cannot be used.*(password|authentication)") as found:
+                await use(url)
+            assert "wrong@" not in str(found.value)
+        assert await use(server.url.replace("//", f"//:{QUOTED}@")) == 0
+
+
+async def test_a_database_that_the_server_does_not_have(own_redis):
+    server = own_redis("--databases", "2")
+    with pytest.raises(StoreUnavailable, match=r"(?i)DB index.*Name a database"):
+        await use(f"{server.url}/7")
+
+
+async def test_a_server_that_speaks_no_tls(own_redis):
+    server = own_redis()
+    with pytest.raises(StoreUnavailable, match=r"no answer within 1 s|SSL"):
+        await use(server.url.replace("redis:", "rediss:") + "?timeout=1")
+
+
+async def test_a_unix_socket(own_redis, tmp_path):
+    server = own_redis("--unixsocket", "redis.sock")
+    assert await use(f"unix://{server.folder}/redis.sock") == 0
+
+
+@pytest.mark.parametrize(("version", "fine"), [("5.0.14", False), ("6.0.9", False), ("6.2.0", True), ("7.4.1", True)])
+def test_an_old_server_is_refused(version, fine):
+    about = {"redis_version": version, "aof_enabled": "1"}
+    if fine:
+        redis_session.check(Target("redis://h"), about)
+    else:
+        with pytest.raises(StoreUnavailable, match=rf"Redis {version}: 6.2 or later is needed"):
+            redis_session.check(Target("redis://h"), about)
+
+
+async def test_who_keeps_nothing_is_warned_of_once(own_redis, caplog):
+    server, keeps = own_redis("--maxmemory-policy", "allkeys-lru"), own_redis("--appendonly", "yes")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            await use(server.url)
+        await use(keeps.url)
+    assert (
+        sorted(record.getMessage().split(" keeps")[0].split(" may")[0] for record in caplog.records)
+        == [f"the Redis server 127.0.0.1:{server.port}"] * 2
+    )
+
+
+async def test_a_store_that_has_to_exist(redis):
+    url = redis()
+    with pytest.raises(StoreUnavailable, match=r"there is no store redis://.*run a launcher first"):
+        await use(url, must_exist=True)
+    assert await use(url) == 0
+    assert await use(url, must_exist=True) == 0
+
+
+async def test_stores_of_other_names_on_one_server_do_not_meet(redis):
+    one, other = open_store(redis()), open_store(redis())
+    await one.work.pool("p").push(1, {"key": "a"})
+    assert (await one.driver.pools(), await other.driver.pools()) == (["p"], [])
+    await one.close()
+    await other.close()
+
+
+def test_without_the_library_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "redis.asyncio.connection", None)
+    redis_faults.library.cache_clear()
+    try:
+        with pytest.raises(StoreUnavailable, match=r'pip install "flatfleet\[redis\]"'):
+            open_store("redis://h")
+    finally:
+        redis_faults.library.cache_clear()
