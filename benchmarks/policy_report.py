@@ -38,10 +38,16 @@ def markdown(found: Found, command: str) -> str:
 
 
 def picture(load: Load, sweeps: Mapping[str, Sequence[Point]]) -> str:
-    """Misses against worker-hours, a line a policy; what takes more than twice the cheapest good hours is left out."""
+    """Misses against worker-hours, a line a policy. What takes more than twice the cheapest good hours is left out, and so
+    is a setting to which the policy has another that costs less and misses less.
+    """
     least = min(point.hours for points in sweeps.values() for point in points if point.slo >= LEVELS[0])
     lines = {
-        name: {each.hours: 100 * (1 - each.slo) for each in points if 1 - each.slo <= _MOST and each.hours <= 2 * least}
+        name: {
+            each.hours: 100 * (1 - each.slo)
+            for each in _front(points)
+            if 1 - each.slo <= _MOST and each.hours <= 2 * least
+        }
         for name, points in sweeps.items()
     }
     return chart(
@@ -51,6 +57,15 @@ def picture(load: Load, sweeps: Mapping[str, Sequence[Point]]) -> str:
         log_y=True,
         end=lambda value: f"{value:.2g}%",
     )
+
+
+def _front(points: Sequence[Point]) -> list[Point]:
+    """The points, by their hours, that no other one beats."""
+    kept: list[Point] = []
+    for each in sorted(points, key=lambda point: (point.hours, -point.slo)):
+        if not kept or each.slo > kept[-1].slo:
+            kept.append(each)
+    return kept
 
 
 def _loads(found: Found) -> list[Load]:

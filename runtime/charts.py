@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 230, 44, 48
-COLOURS = ("#2f7ed8", "#8bbc21", "#f28f43", "#c0392b", "#7b5ea7", "#1aadce")
+COLOURS = ("#2f7ed8", "#8bbc21", "#f28f43", "#c0392b", "#7b5ea7", "#1aadce", "#d4679f", "#8d6e4a")
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-size:14px;font-weight:600}"
     ".grid{stroke:#8c959f;stroke-opacity:.3}@media(prefers-color-scheme:dark){text{fill:#9da7b1}}"

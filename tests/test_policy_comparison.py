@@ -146,6 +146,13 @@ def test_tables_and_pictures_are_written_between_the_markers(
     assert policies.main(argv) == 0 and page.read_text() == text
 
 
+def test_a_picture_leaves_out_what_the_policy_itself_beats() -> None:
+    points = [point(1, 0.80, 50), point(2, 0.96, 30), point(3, 0.90, 20), point(4, 0.95, 31), point(5, 0.99, 33)]
+    assert [each.knob for each in policy_report._front(points)] == [3, 2, 5]
+    drawn = policy_report.picture(TINY, {"HPA": points, "dear": [point(1, 0.99, 70)]})
+    assert "HPA" in drawn and "dear" not in drawn
+
+
 def test_a_missed_goal_is_said(tmp_path: Path) -> None:
     slo = [point(1, 0.94, 39, 250), point(2, 0.96, 41, 250)]
     sweeps = {"HPA": [point(2, 0.94, 40, 400), point(1, 0.96, 42, 400)], "slo": slo}
