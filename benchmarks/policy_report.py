@@ -15,8 +15,8 @@ HOURS = {"conv": 0.85, "mooncake": 0.85, "m_large": 1.0}
 FLAPS = 0.5
 _HEADS = ["policy", "knob", "worker-hours", "÷ HPA", "starts+stops", "÷ HPA", "mean wait", "p95 wait"]
 _ALIGN = ["---", "---", *["---:"] * (len(_HEADS) - 2)]
-_MOST = 0.3
-"""The largest share of misses that is drawn."""
+_LEAST, _MOST = 0.001, 0.3
+"""The shares of misses that are drawn."""
 
 Found = Mapping[str, Mapping[str, Any]]
 
@@ -38,17 +38,13 @@ def markdown(found: Found, command: str) -> str:
 
 
 def picture(load: Load, sweeps: Mapping[str, Sequence[Point]]) -> str:
-    """Misses against worker-hours, a line a policy. What takes more than twice the cheapest good hours is left out, and so
-    is a setting to which the policy has another that costs less and misses less.
+    """Misses against worker-hours, a line a policy. Left out: what takes more than twice the cheapest good hours, fewer misses
+    than can be told apart, and a setting to which the policy has another that costs less and misses less.
     """
     least = min(point.hours for points in sweeps.values() for point in points if point.slo >= LEVELS[0])
     lines = {
-        name: {
-            each.hours: 100 * (1 - each.slo)
-            for each in _front(points)
-            if 1 - each.slo <= _MOST and each.hours <= 2 * least
-        }
-        for name, points in sweeps.items()
+        name: {each.hours: 100 * (1 - each.slo) for each in _front(points) if _drawn(each) and each.hours <= 2 * least}
+        for name, points in _ordered(sweeps).items()
     }
     return chart(
         f"{load.name}: requests that waited longer than {load.wait:g} s, %",
@@ -57,6 +53,19 @@ def picture(load: Load, sweeps: Mapping[str, Sequence[Point]]) -> str:
         log_y=True,
         end=lambda value: f"{value:.2g}%",
     )
+
+
+def _ordered(sweeps: Mapping[str, Sequence[Point]]) -> dict[str, Sequence[Point]]:
+    """The sweeps in the order of `FAMILIES`, whatever they were put together from."""
+    names = [each.name for each in FAMILIES]
+    return {
+        name: sweeps[name]
+        for name in sorted(sweeps, key=lambda name: names.index(name) if name in names else len(names))
+    }
+
+
+def _drawn(point: Point) -> bool:
+    return _LEAST <= 1 - point.slo <= _MOST
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
@@ -150,7 +159,7 @@ def _fixed(bounds: Mapping[str, Any]) -> Iterator[list[str]]:
 def _sweeps(found: Found) -> Iterator[str]:
     for load in _loads(found):
         rows = []
-        for name, points in found[load.name]["sweeps"].items():
+        for name, points in _ordered(found[load.name]["sweeps"]).items():
             for each in points:
                 cells = [f"{each.slo:.2%}", _number(each.hours), f"{each.flaps:,.0f}", *_waits(each)]
                 rows.append([name if each is points[0] else "", f"{each.knob:.4g}", *cells])

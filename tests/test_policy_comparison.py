@@ -151,6 +151,8 @@ def test_a_picture_leaves_out_what_the_policy_itself_beats() -> None:
     assert [each.knob for each in policy_report._front(points)] == [3, 2, 5]
     drawn = policy_report.picture(TINY, {"HPA": points, "dear": [point(1, 0.99, 70)]})
     assert "HPA" in drawn and "dear" not in drawn
+    both = policy_report.picture(TINY, {"slo": points, "HPA": points})
+    assert both == policy_report.picture(TINY, {"HPA": points, "slo": points})
 
 
 def test_a_missed_goal_is_said(tmp_path: Path) -> None:
