@@ -173,6 +173,28 @@ async def test_a_wrong_password_or_none_is_told_at_once(own_redis):
         assert await use(server.url.replace("//", f"//:{QUOTED}@")) == 0
 
 
+async def test_a_user_with_the_rights_of_the_docs_can_do_all(own_redis):
+    rights = "~{night}* resetchannels &{night}* +@all -@dangerous +info +client"
+    server = own_redis("--user", *f"me on >{SECRET} {rights}".split(), "--user", "default", "off")
+    url = server.url.replace("//", f"//me:{QUOTED}@")
+    store = open_store(f"{url}?fleet=night", owner="o")
+    store.bell.open()
+    pool = store.work.pool("p")
+    await pool.push(1, {"key": "a"})
+    claim = await pool.claim("w")
+    await store.driver.beat("o", [], {claim.id: claim.token}, 60.0)
+    await pool.complete(claim.id, 1, token=claim.token)
+    await store.signals.send("ch", 1)
+    assert (await store.driver.take("ch", "x")).data == 1
+    assert await store.driver.gc(0.0) == dict.fromkeys(("workers", "executions", "decisions", "attempts", "configs"), 0)
+    async with asyncio.timeout(20):
+        while not store.bell.hears:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await store.close()
+    with pytest.raises(StoreUnavailable, match=r"(?i)permission.*lacks rights"):
+        await use(f"{url}?fleet=day")
+
+
 async def test_a_database_that_the_server_does_not_have(own_redis):
     server = own_redis("--databases", "2")
     with pytest.raises(StoreUnavailable, match=r"(?i)DB index.*Name a database"):

@@ -72,8 +72,8 @@ def advice(text: str) -> str:
     for words, told in (
         ("auth", "Check the user and the password in the URL (special characters as %XX)"),
         ("password", "Check the user and the password in the URL (special characters as %XX)"),
-        ("NOPERM", "The user lacks rights: it needs ~{fleet}* +@all, see docs/redis.md"),
-        ("permission", "The user lacks rights: it needs ~{fleet}* +@all, see docs/redis.md"),
+        ("NOPERM", "The user lacks rights: it needs all keys and channels of the store, see docs/redis.md"),
+        ("permission", "The user lacks rights: it needs all keys and channels of the store, see docs/redis.md"),
         ("OOM", "The server's memory is full: raise its maxmemory; what was acknowledged is kept"),
         ("MISCONF", "The server cannot write to its disk: free some space there"),
         ("certificate", "Check ca= in the URL, and the host's name in the server's certificate"),
