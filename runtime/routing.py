@@ -14,6 +14,7 @@ from flatfleet.runtime import scaling
 from flatfleet.runtime.errors import did_you_mean
 from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.stores.keys import check_capabilities
+from flatfleet.runtime.stores.records import LIVE_WORKER
 
 __all__ = ["Unserved", "among", "check_capabilities", "missing", "offers", "told", "unserved"]
 
@@ -74,7 +75,9 @@ async def unserved(store: Any, pool: str, own: Collection[str] = ()) -> Unserved
     """
     able = frozenset(own)
     lacking = missing(await store.work.pool(pool).requirements(), [able])
-    return among(lacking, await store.registration.list(), pool, able) if lacking else Unserved(own=able)
+    if not lacking:
+        return Unserved(own=able)
+    return among(lacking, await store.registration.list(statuses=LIVE_WORKER, pool=pool), pool, able)
 
 
 def among(needs: Needs, records: Iterable[Any], pool: str, own: frozenset[str] = frozenset()) -> Unserved:
