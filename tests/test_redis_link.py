@@ -13,7 +13,7 @@ from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
 from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.records import Counts, Failure, NewItem, SnapshotRow
 from flatfleet.runtime.stores.redis import RedisDriver
-from flatfleet.runtime.stores.redis_session import ask
+from flatfleet.runtime.stores.redis_session import ask, connect
 from flatfleet.runtime.stores.redis_url import parse
 from flatmachines import WorkerRegistration
 
@@ -471,3 +471,56 @@ async def test_a_store_can_be_used_by_one_event_loop_after_the_other(url):
     await driver.close()
     assert (await driver.counts("p")).waiting == 1
     await driver.close()
+
+
+# -- a cluster ---------------------------------------------------------------------------------------------------------
+
+
+async def command(url: str, *words: bytes) -> Any:
+    connection = connect(parse(url))
+    await connection.connect()
+    try:
+        return await ask(connection, *words)
+    finally:
+        await connection.disconnect()
+
+
+async def test_a_store_needs_one_slot_of_a_cluster(own_redis):
+    """The node refuses every key of another slot, inside scripts too."""
+    server = own_redis("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+    slot = await command(server.url, b"CLUSTER", b"KEYSLOT", b"{night}:x")
+    await command(server.url, b"CLUSTER", b"ADDSLOTS", b"%d" % slot)
+    driver = RedisDriver(parse(f"{server.url}?fleet=night"))
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await driver.pools()
+                break
+            await asyncio.sleep(0.05)
+    await driver.register(WorkerRegistration(worker_id="w"), "o", LEASE, {"pool": "p"})
+    await driver.push("p", [new(str(n), requires=("gpu",) if n % 2 else (), max_attempts=1) for n in range(8)])
+    claims = await driver.claim("p", "w", "o", 5, LEASE, ["gpu"])
+    await driver.complete(claims[0].id, 1, claims[0].token, 0.0)
+    await driver.fail(claims[1].id, Failure("E", "x"), claims[1].token, 0.0)
+    await driver.release(claims[2].id, claims[2].token)
+    await driver.cancel("p", [claims[3].id])
+    await driver.retry("p", None)
+    await driver.hand_back(owner="o", crashed=True)
+    for name in ("x", "x:s:1"):
+        await driver.save_snapshot(SnapshotRow(name, "k", b"{}", "waiting", "ch"), None, None)
+    await driver.send("ch", 1)
+    assert sorted(await driver.deliver()) == ["x", "x:s:1"]
+    await driver.beat("o", ["w"], {claims[4].id: 1}, LEASE)
+    await driver.lock("k", "o", LEASE)
+    await driver.decide("f", {"id": "a", "outcome": "applied", "target": 3})
+    await driver.put("config:x", 1)
+    await driver.drop_snapshots("x")
+    await driver.mark_lost("o")
+    await driver.gc(2e9)
+    await driver.metrics("p", 0.0, 100)
+    assert (await driver.counts("p")).total == 8
+    other = RedisDriver(parse(f"{server.url}?fleet=day"))
+    with pytest.raises(StoreUnavailable, match="cluster"):
+        await other.pools()
+    await driver.close()
+    await other.close()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flatfleet.runtime.errors import FleetError, StoreUnavailable
-from flatfleet.runtime.stores.redis_faults import advice, known, library, loading, transient
+from flatfleet.runtime.stores.redis_faults import advice, known, library, loading, transient, words
 from flatfleet.runtime.stores.redis_scripts import script
 from flatfleet.runtime.stores.redis_session import Session, encoded, packed
 from flatfleet.runtime.stores.redis_url import Target
@@ -234,5 +234,5 @@ class Link:
     def _unavailable(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, StoreUnavailable):
             return error
-        text = self.target.scrub(str(error)) or f"no answer within {self.target.timeout:g} s"
+        text = self.target.scrub(words(error)) or f"no answer within {self.target.timeout:g} s"
         return StoreUnavailable(f"the store {self.target.shown} cannot be used: {text}. {advice(text)}")
