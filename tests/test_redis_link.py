@@ -352,6 +352,22 @@ async def test_a_server_that_stays_away_is_an_error_after_the_patience_of_the_ur
     await driver.close()
 
 
+@pytest.mark.slow
+async def test_what_is_too_large_for_the_buffers_of_a_server_that_stands_still_is_sent_again(own_redis):
+    server = own_redis()
+    driver = RedisDriver(parse(f"{server.url}?timeout=1"))
+    await driver.push("p", [new("a")])
+    server.signal(signal.SIGSTOP)
+    putting = [asyncio.create_task(driver.put(f"k{n}", "x" * 8_000_000)) for n in range(3)]
+    claiming = asyncio.create_task(take(driver))
+    await asyncio.sleep(2.5)
+    server.signal(signal.SIGCONT)
+    await asyncio.gather(*putting)
+    assert [claim.key for claim in await claiming] == ["a"]
+    assert all([(await driver.get(f"k{n}"))[0] for n in range(3)])
+    await driver.close()
+
+
 async def test_a_store_that_was_deleted_meanwhile_is_not_begun_anew(own_redis):
     server = own_redis()
     driver, other = RedisDriver(parse(server.url)), RedisDriver(parse(f"{server.url}?fleet=other"))

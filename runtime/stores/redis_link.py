@@ -162,7 +162,8 @@ class Link:
             if not session.connection.is_connected:
                 raise ConnectionResetError("the connection is closed")
             if commands:
-                await session.connection.send_packed_command(b"".join(commands), check_health=False)
+                async with asyncio.timeout(self.target.timeout):
+                    await session.connection.send_packed_command(b"".join(commands), check_health=False)
 
     def _batch(self) -> list[_Call]:
         """The calls that go next; those that were cancelled before they were sent go nowhere."""
