@@ -13,7 +13,7 @@ from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
 from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.records import Counts, Failure, NewItem, SnapshotRow
 from flatfleet.runtime.stores.redis import RedisDriver
-from flatfleet.runtime.stores.redis_session import ask
+from flatfleet.runtime.stores.redis_session import ask, connect
 from flatfleet.runtime.stores.redis_url import parse
 from flatmachines import WorkerRegistration
 
@@ -352,6 +352,22 @@ async def test_a_server_that_stays_away_is_an_error_after_the_patience_of_the_ur
     await driver.close()
 
 
+@pytest.mark.slow
+async def test_what_is_too_large_for_the_buffers_of_a_server_that_stands_still_is_sent_again(own_redis):
+    server = own_redis()
+    driver = RedisDriver(parse(f"{server.url}?timeout=1"))
+    await driver.push("p", [new("a")])
+    server.signal(signal.SIGSTOP)
+    putting = [asyncio.create_task(driver.put(f"k{n}", "x" * 8_000_000)) for n in range(3)]
+    claiming = asyncio.create_task(take(driver))
+    await asyncio.sleep(2.5)
+    server.signal(signal.SIGCONT)
+    await asyncio.gather(*putting)
+    assert [claim.key for claim in await claiming] == ["a"]
+    assert all([(await driver.get(f"k{n}"))[0] for n in range(3)])
+    await driver.close()
+
+
 async def test_a_store_that_was_deleted_meanwhile_is_not_begun_anew(own_redis):
     server = own_redis()
     driver, other = RedisDriver(parse(server.url)), RedisDriver(parse(f"{server.url}?fleet=other"))
@@ -471,3 +487,56 @@ async def test_a_store_can_be_used_by_one_event_loop_after_the_other(url):
     await driver.close()
     assert (await driver.counts("p")).waiting == 1
     await driver.close()
+
+
+# -- a cluster ---------------------------------------------------------------------------------------------------------
+
+
+async def command(url: str, *words: bytes) -> Any:
+    connection = connect(parse(url))
+    await connection.connect()
+    try:
+        return await ask(connection, *words)
+    finally:
+        await connection.disconnect()
+
+
+async def test_a_store_needs_one_slot_of_a_cluster(own_redis):
+    """The node refuses every key of another slot, inside scripts too."""
+    server = own_redis("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+    slot = await command(server.url, b"CLUSTER", b"KEYSLOT", b"{night}:x")
+    await command(server.url, b"CLUSTER", b"ADDSLOTS", b"%d" % slot)
+    driver = RedisDriver(parse(f"{server.url}?fleet=night"))
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await driver.pools()
+                break
+            await asyncio.sleep(0.05)
+    await driver.register(WorkerRegistration(worker_id="w"), "o", LEASE, {"pool": "p"})
+    await driver.push("p", [new(str(n), requires=("gpu",) if n % 2 else (), max_attempts=1) for n in range(8)])
+    claims = await driver.claim("p", "w", "o", 5, LEASE, ["gpu"])
+    await driver.complete(claims[0].id, 1, claims[0].token, 0.0)
+    await driver.fail(claims[1].id, Failure("E", "x"), claims[1].token, 0.0)
+    await driver.release(claims[2].id, claims[2].token)
+    await driver.cancel("p", [claims[3].id])
+    await driver.retry("p", None)
+    await driver.hand_back(owner="o", crashed=True)
+    for name in ("x", "x:s:1"):
+        await driver.save_snapshot(SnapshotRow(name, "k", b"{}", "waiting", "ch"), None, None)
+    await driver.send("ch", 1)
+    assert sorted(await driver.deliver()) == ["x", "x:s:1"]
+    await driver.beat("o", ["w"], {claims[4].id: 1}, LEASE)
+    await driver.lock("k", "o", LEASE)
+    await driver.decide("f", {"id": "a", "outcome": "applied", "target": 3})
+    await driver.put("config:x", 1)
+    await driver.drop_snapshots("x")
+    await driver.mark_lost("o")
+    await driver.gc(2e9)
+    await driver.metrics("p", 0.0, 100)
+    assert (await driver.counts("p")).total == 8
+    other = RedisDriver(parse(f"{server.url}?fleet=day"))
+    with pytest.raises(StoreUnavailable, match="cluster"):
+        await other.pools()
+    await driver.close()
+    await other.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,26 @@ from flatfleet.runtime.stores.redis_url import Target, parse
 ROOT = Path(__file__).parents[1]
 SECRET = "s3cr3t/+%"
 QUOTED = "s3cr3t%2F%2B%25"
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBnDCCAUGgAwIBAgIUYMPM3Fai7gBuAeKf4NjMiCCauxMwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMTE5NTUzNloYDzIxMjYxMDI4
+MTk1NTM2WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAT1bHRhxp+pd4DSNTBCojLSgGj4W5QJq+cJjCNFLREYAXhk0twd+Ma1
+mirU7RQyzv4wXkPP+z1y7LMdpIuKnrbdo28wbTAdBgNVHQ4EFgQUX+nmfCrzrpLR
+tOycneZ0AlTjZi8wHwYDVR0jBBgwFoAUX+nmfCrzrpLRtOycneZ0AlTjZi8wDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSQAwRgIhAKIWmNvdlb0nb1zk2C4tJeDNCl06BaMqMRWHacVmGUC/AiEA
+8LKMIs1TV0GfLcxZ+yX/pYj0Hd6bFq0mozU3HmNwbIo=
+-----END CERTIFICATE-----
+"""
+KEY = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg++KpcZfhnoWJdo+d
+ytuupDgKQj7PbxACZUKh1GLSNYKhRANCAAT1bHRhxp+pd4DSNTBCojLSgGj4W5QJ
+q+cJjCNFLREYAXhk0twd+Ma1mirU7RQyzv4wXkPP+z1y7LMdpIuKnrbd
+-----END PRIVATE KEY-----
+"""
 
 
 async def use(url: str, **options: Any) -> int:
@@ -205,6 +227,48 @@ async def test_a_server_that_speaks_no_tls(own_redis):
     server = own_redis()
     with pytest.raises(StoreUnavailable, match=r"no answer within 1 s|SSL"):
         await use(server.url.replace("redis:", "rediss:") + "?timeout=1")
+
+
+@contextlib.asynccontextmanager
+async def encrypted(port: int, files: Path) -> Any:
+    """The port of a way to a server that speaks TLS, as localhost and 127.0.0.1."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files / "cert.pem", files / "key.pem")
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up, down = await asyncio.open_connection("127.0.0.1", port)
+        tasks.update(asyncio.ensure_future(each) for each in (pump(reader, down), pump(up, writer)))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await asyncio.wait(tasks, timeout=5)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A certificate of localhost, good for a hundred years, and its key."""
+    (tmp_path / "cert.pem").write_text(CERTIFICATE)
+    (tmp_path / "key.pem").write_text(KEY)
+    return tmp_path
+
+
+async def test_a_server_that_speaks_tls(own_redis, files):
+    server = own_redis("--requirepass", SECRET)
+    async with encrypted(server.port, files) as port:
+        url = f"rediss://:{QUOTED}@127.0.0.1:{port}/0"
+        assert await use(f"{url}?ca={files}/cert.pem") == 0
+        with pytest.raises(StoreUnavailable, match=r"(?i)certificate.*Check ca="):
+            await use(url)
 
 
 async def test_a_unix_socket(own_redis, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import uuid
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,7 +40,7 @@ class Base:
 
 def operation() -> bytes:
     """A name for one operation, by which the server knows it if it comes again."""
-    return uuid.uuid4().hex[:16].encode()
+    return os.urandom(8).hex().encode()
 
 
 def decoded(value: bytes) -> str:

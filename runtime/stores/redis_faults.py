@@ -61,15 +61,21 @@ def transient(error: BaseException) -> bool:
         return False
     if isinstance(error, faults.ConnectionError | faults.TimeoutError | OSError | TimeoutError | EOFError):
         return True
-    words = str(error)
     if isinstance(error, faults.ReadOnlyError | faults.BusyLoadingError):
         return True
-    return isinstance(error, faults.ResponseError) and words.startswith(_PASSES)
+    return isinstance(error, faults.ResponseError) and str(error).startswith(_PASSES)
+
+
+def words(error: BaseException) -> str:
+    """The text of an error, in words."""
+    if isinstance(error, library().exceptions.AskError):
+        return f"its hash slot is at {error.host}:{error.port}"
+    return str(error)
 
 
 def advice(text: str) -> str:
     """The advice that belongs to the text of an error."""
-    for words, told in (
+    for part, told in (
         ("auth", "Check the user and the password in the URL (special characters as %XX)"),
         ("password", "Check the user and the password in the URL (special characters as %XX)"),
         ("NOPERM", "The user lacks rights: it needs all keys and channels of the store, see docs/redis.md"),
@@ -82,8 +88,8 @@ def advice(text: str) -> str:
         ("WRONGTYPE", "Keys of this name belong to another program: name another store with ?fleet="),
         ("refused", "Check that the server runs there, or name another store with --store"),
         ("Name or service", "Check the host in the URL"),
-        ("Moved", "It is a cluster: name the node that has this store's slot, see docs/redis.md"),
+        ("slot", "It is a cluster: name the node that has this store's slot, see docs/redis.md"),
     ):
-        if words.lower() in text.lower():
+        if part.lower() in text.lower():
             return told + "."
     return "Check that the server runs and can be reached, then run the same command again."

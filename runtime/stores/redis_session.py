@@ -136,14 +136,14 @@ def packed(*words: bytes) -> bytes:
     """A command as it goes over the wire."""
     parts = [b"*%d\r\n" % len(words)]
     for word in words:
-        parts += (b"$%d\r\n" % len(word), word, b"\r\n")
+        parts.append(b"$%d\r\n%b\r\n" % (len(word), word))
     return b"".join(parts)
 
 
 def encoded(value: Any) -> bytes:
     """An argument of a script; None is an empty one. Lone surrogates survive."""
-    if isinstance(value, bytes):
-        return value
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, bytes):
+        return value
     return b"" if value is None else repr(value).encode()
