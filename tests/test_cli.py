@@ -591,6 +591,9 @@ class Deaf:
     def hand_back(self) -> int:
         return 0
 
+    async def in_hand(self) -> int:
+        return 0
+
 
 async def test_what_ignores_its_cancellation_does_not_keep_the_process() -> None:
     deaf = Deaf()

@@ -298,6 +298,32 @@ async def test_hosts_that_die_young_come_back_later_each_time(make, monkeypatch)
     place.host.kill()
     await pool.acquire()
     assert [seconds for seconds in naps if seconds != wellness.HEALTH][5:] == [0.0]
+    monkeypatch.setattr(pools, "YOUNG", 60.0)
+    for _ in range(3):  # somebody has killed these
+        pool.places[0].host.on_event(Event("died", killed=True))
+        await pool.acquire()
+    assert [seconds for seconds in naps if seconds != wellness.HEALTH][6:] == [0.0] * 3
+
+
+async def test_hosts_that_somebody_kills_while_they_start_are_started_again(make, monkeypatch):
+    monkeypatch.setattr(pools, "KILLS", 8)
+    pool = make(min_size=1, max_size=1, slow=True)
+    asked = asyncio.create_task(pool.acquire())
+    for n in range(7):
+        await pool.until(lambda n=n: len(pool.hosts) > n)
+        pool.hosts[n].fault = HostDied("killed by SIGKILL")
+        pool.hosts[n].up.set()
+    await pool.until(lambda: len(pool.hosts) == 8)
+    pool.hosts[7].up.set()
+    assert (await asked).host.id == "host-8"
+    pool.places[0].host.kill()
+    again = asyncio.create_task(pool.acquire())
+    for n in range(8, 16):
+        await pool.until(lambda n=n: len(pool.hosts) > n)
+        pool.hosts[n].fault = HostDied("killed by SIGKILL")
+        pool.hosts[n].up.set()
+    with pytest.raises(EngineError, match="SIGKILL"):
+        await again
 
 
 async def test_after_three_starts_that_failed_in_a_row_nobody_waits_for_another(make, monkeypatch):

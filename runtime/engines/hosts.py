@@ -50,7 +50,8 @@ class Order:
 @dataclass(frozen=True, slots=True)
 class Event:
     """What a host tells: of the machine `id` that it began or ended (with its `error`; `cancelled`: it was cut off), or
-    was run by name; that it is leaving by itself within `seconds`; that it died, and the `reason`.
+    was run by name; that it is leaving by itself within `seconds`; that it died, the `reason`, and whether it was `killed`:
+    by somebody else, not by what it did.
 
     Each machine that begins ends, or its host dies: `died` is the last event, and comes once, also after `stop`.
     """
@@ -61,6 +62,7 @@ class Event:
     cancelled: bool = False
     seconds: float = 0.0
     reason: str = ""
+    killed: bool = False
 
 
 class Host(Protocol):
@@ -74,7 +76,8 @@ class Host(Protocol):
     on_event: Callable[[Event], None]
 
     async def start(self) -> None:
-        """Come up and be ready for orders; EngineError with the reason (the last lines that it wrote) where it does not.
+        """Come up and be ready for orders; EngineError with the reason (the last lines that it wrote) where it does not, and
+        HostDied where somebody has killed it meanwhile.
 
         Cancelled, or failed, it leaves nothing behind, and tells no event.
         """

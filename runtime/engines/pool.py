@@ -13,18 +13,18 @@ from flatfleet.runtime.engines.hosts import Event, Host
 from flatfleet.runtime.engines.places import Place, Tally, full_of, measured, room, turn
 from flatfleet.runtime.engines.spec import PoolSettings
 from flatfleet.runtime.engines.wellness import watch
-from flatfleet.runtime.errors import EngineError, PoolAtCapacity
+from flatfleet.runtime.errors import EngineError, HostDied, PoolAtCapacity
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 0.1
 """Seconds that a request waits for an idle host before another one is started."""
-STARTS = 3
-"""Starts that may fail in a row; then nobody waits for another."""
+STARTS, KILLS = 3, 30
+"""Starts that may fail, or hosts that may be killed while they start, in a row; then nobody waits for another."""
 GIVEN_UP = 60.0
 """Seconds after which it is tried again."""
 YOUNG, SLOWEST = 2.0, 30.0
-"""A host that died before it was YOUNG seconds old delays the next start, twice as long each time, up to SLOWEST."""
+"""A host that died of itself before it was YOUNG seconds old delays the next start, twice as long each time, up to SLOWEST."""
 
 
 class HostPool:
@@ -41,17 +41,15 @@ class HostPool:
         self.settings = settings
         self._make = make
         self._hear = hear
-        self.hung = hung
+        self.hung, self.closed, self.requests = hung, False, 0
         self.places: list[Place] = []
         self._waiting: deque[asyncio.Future[Place]] = deque()
-        self._made = self._turn = self._failed = self._young = 0
+        self._made = self._turn = self._failed = self._killed = self._young = 0
         self._fault: EngineError | None = None
         self._fault_at = 0.0
         self._starts: set[asyncio.Task[None]] = set()
         self._stops: set[asyncio.Task[int]] = set()
         self._watcher: asyncio.Task[None] | None = None
-        self.closed = False
-        self.requests = 0
         self.waits, self.runs = Tally(), Tally()
 
     # -- who gets which ------------------------------------------------------------------------------------------------
@@ -158,8 +156,9 @@ class HostPool:
             await place.host.start()
         except EngineError as error:
             self._without(place)
-            self._failed += 1
-            if self._failed >= STARTS:
+            killed = isinstance(error, HostDied)
+            self._failed, self._killed = self._failed + (not killed), self._killed + killed
+            if self._failed >= STARTS or self._killed >= KILLS:
                 self._give_up(error)
             else:
                 self._keep_up()
@@ -168,7 +167,7 @@ class HostPool:
             self._without(place)
             raise
         else:
-            self._failed = 0
+            self._failed = self._killed = 0
             if place.state == "starting":
                 place.up()
                 self._serve()
@@ -180,7 +179,8 @@ class HostPool:
             self.places.remove(place)
 
     def _give_up(self, error: EngineError) -> None:
-        self._fault, self._fault_at, self._failed = error, time.monotonic(), 0
+        self._fault, self._fault_at = error, time.monotonic()
+        self._failed = self._killed = 0
         logger.info("no host comes up: %s", error)
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -195,7 +195,7 @@ class HostPool:
             self._replace(place)
         elif event.kind == "died":
             self._without(place)
-            if place.state in ("ready", "leaving"):
+            if place.state in ("ready", "leaving") and not event.killed:
                 self._young = self._young + 1 if place.age < YOUNG else 0
             if place.state == "ready":
                 self._replace(place)

@@ -28,6 +28,8 @@ STARTING = 60.0
 LAST_WORDS = 0.5
 """Seconds for what a process that has ended has still in its pipes."""
 LOOK = 0.05
+KILLED = (-signal.SIGKILL, -signal.SIGTERM)
+"""Return codes of a process that did not end by what it did."""
 
 
 def hosts(spec: EngineSpec, setup: Setup) -> Callable[[str], Host]:
@@ -116,13 +118,15 @@ class ProcessHost:
             if self._writer is not None:
                 self._writer.close()
             self._outlet.close()
-        self._ended(ended(self._process.returncode if self._process is not None else None))
+        self._ended()
 
-    def _ended(self, reason: str) -> None:
+    def _ended(self) -> None:
         """Tell all who wait for it."""
-        assert self._hello is not None
+        assert self._hello is not None and self._process is not None
+        reason, killed = ended(self._process.returncode), self._process.returncode in KILLED
         if not self._hello.done():
-            self._hello.set_exception(EngineError(f"{self.id} did not start ({reason}){self._outlet.last()}"))
+            kind = HostDied if killed else EngineError
+            self._hello.set_exception(kind(f"{self.id} did not start ({reason}){self._outlet.last()}"))
             return
         for asked in self._asked.values():
             if not asked.done():
@@ -130,7 +134,7 @@ class ProcessHost:
         for ping in self._pings:
             if not ping.done():
                 ping.set_result(False)
-        self.on_event(Event("died", reason=reason))
+        self.on_event(Event("died", reason=reason, killed=killed))
 
     def _abandon(self, ours: socket.socket) -> None:
         """Let the process see that nobody is there any more, and wait for its end."""
