@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -107,8 +106,12 @@ def _known() -> Mapping[str, Collection[str]]:
 
 def _made_by() -> Callable[..., Parts]:
     """`compose`, or what FLATFLEET_COMPOSE (`module:function`) names in its place: with somebody's own hooks, say."""
-    module, _, name = (os.environ.get("FLATFLEET_COMPOSE") or ":").partition(":")
-    return getattr(importlib.import_module(module), name) if module else compose
+    function = os.environ.get("FLATFLEET_COMPOSE")
+    if not function:
+        return compose
+    from flatfleet.runtime.engines.hosting import named
+
+    return named(function)
 
 
 async def _execute(options: Any) -> int:

@@ -10,11 +10,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flatfleet.benchmarks import children, enqueue, loops, memory, plot, report, scaling, sleepers, startup, waiting
+from flatfleet.benchmarks import (
+    children,
+    engines,
+    enqueue,
+    loops,
+    memory,
+    plot,
+    report,
+    scaling,
+    sleepers,
+    startup,
+    waiting,
+)
 from flatfleet.benchmarks.harness import Case, Missing, Row, as_json, measure, run
 
 CASES: tuple[Case, ...] = tuple(
-    case for module in (loops, children, enqueue, sleepers, startup, waiting, scaling, memory) for case in module.CASES
+    case
+    for module in (loops, children, enqueue, sleepers, startup, waiting, scaling, engines, memory)
+    for case in module.CASES
 )
 
 

@@ -117,7 +117,7 @@ class Summary:
             said.append(
                 "  To try the dead ones again once the cause is mended: the same command with --retry-dead true"
             )
-        return said + [f"  {_few(who)} ended: {plain(why)}" for why, who in list(self._ended().items())[:5]]
+        return said + [f"  {_few(who)} ended: {lines(why)}" for why, who in list(self._ended().items())[:5]]
 
     def _ended(self) -> dict[str, list[str]]:
         """The machines that ended with an error, by the error."""

@@ -58,7 +58,7 @@ class Crew:
         """Find the first free id `{run}-{n}` from `n` on, and register it `about` a worker of this process (None: do not).
 
         Returns the id and its `n`. From then on it counts as live; an id that a process took with it to the grave is not
-        used again, and one that this process has reserved for the same decision is given once more.
+        used again, and one that this process has reserved for the same decision is given once more, wherever it runs by now.
         """
         while True:
             name = f"{run}-{n}"
@@ -66,7 +66,8 @@ class Crew:
             if record is None or (record.status in LIVE_WORKER and self._same(record, about or {})):
                 break
             n += 1
-        if about is not None:
+        begun = record is not None and not (record.metadata or {}).get("booked")
+        if about is not None and not begun:
             await self._fleet.bookings.book(name, {"pool": self.name, **about})
         return name, n
 

@@ -59,7 +59,7 @@ async def shout(context: dict[str, Any], fleet: Any) -> dict[str, Any]:
 async def block(context: dict[str, Any], fleet: Any) -> dict[str, Any]:
     """Block the event loop for `item` seconds, and say before that it does."""
     await fleet.store.signals.send("came", context["machine"]["execution_id"])
-    time.sleep(context["item"])  # noqa: ASYNC251
+    time.sleep(context["item"]["item"])  # noqa: ASYNC251
     return context
 
 

@@ -38,6 +38,7 @@ class HostedEngine(InlineEngine):
         self._chores: set[asyncio.Task[None]] = set()
         self._owners = {fleet.store.owner}
         self._moved = asyncio.Event()
+        self._said = ""
         self._undertaker = Undertaker(fleet)
         self._showing = Showing(fleet.store, spec, self.pool)
 
@@ -106,7 +107,10 @@ class HostedEngine(InlineEngine):
         """A machine was not launched, or is lost: its booking and its wait for a result end."""
         self._forget(launched)
         name = launched.name
-        if told:
+        if told and str(error) == self._said:  # of each of many, once is enough
+            self._failures.append((name, error))
+        elif told:
+            self._said = str(error)
             self._failed(name, error)
         try:
             await self._fleet.bookings.end(name, type(error).__name__)
@@ -130,18 +134,17 @@ class HostedEngine(InlineEngine):
         elif event.kind == "named":
             self.on_named(event.id)
         elif event.kind == "ended" and event.id in self._launched_there:
-            self._chore(self._over_there(place, event))
-        elif event.kind == "died":
+            self._chore(self._over_there(self._launched_there[event.id], place, event))
+        elif event.kind == "died" and not self.pool.closed:
             mine = [each for each in self._launched_there.values() if each.place is place and each.sent]
-            if mine and not self.pool.closed:
+            if mine:
                 logger.error("%s died (%s) with %d machines on it", place.host.id, event.reason, len(mine))
             self._chore(self._bury(place, mine, event.reason))
         if place.host.owner is not None:
             self._owners.add(place.host.owner)
 
-    async def _over_there(self, place: Place, event: Event) -> None:
+    async def _over_there(self, launched: Launched, place: Place, event: Event) -> None:
         """A machine has ended; if only because its host was told to go, another takes its place."""
-        launched = self._launched_there[event.id]
         self.pool.release(place, time.monotonic() - launched.since)
         launched.place = None
         if event.error is not None:

@@ -9,14 +9,23 @@ from typing import Any
 
 from flatfleet.runtime.engines.hosts import Event, Order, Setup
 from flatfleet.runtime.engines.making import check_hooks
+from flatfleet.runtime.errors import UsageError
 
 
 def compose(setup: Setup) -> Any:
     """The parts of a host (`run.Parts`) over a store, a fleet and an owner of its own, by the function that its setup names."""
     sys.path.extend(folder for folder in setup.path if folder not in sys.path)
-    module, _, name = setup.compose.partition(":")
-    make = getattr(importlib.import_module(module), name)
-    return make(setup.url, served=setup.served, capabilities=setup.capabilities, lease=setup.lease)
+    return named(setup.compose)(setup.url, served=setup.served, capabilities=setup.capabilities, lease=setup.lease)
+
+
+def named(function: str) -> Callable[..., Any]:
+    """The function that `module:function` names; UsageError where there is none."""
+    module, _, name = function.partition(":")
+    try:
+        made: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"'{function}' does not name a function, as module:function does: {error}") from error
+    return made
 
 
 class Hosting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -126,3 +127,13 @@ def heard(about: Mapping[str, str]) -> BaseException:
     made: Any = type(name, (base,), {"__str__": lambda self: message, "__module__": base.__module__})
     error: BaseException = made.__new__(made, message)
     return error
+
+
+def ended(code: int | None) -> str:
+    """How a process ended, from its return code."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

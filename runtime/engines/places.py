@@ -106,8 +106,8 @@ def turn(places: Sequence[Place], room: float, assignment: Assignment, last: int
 def full_of(settings: PoolSettings) -> str:
     """What to say to whom a pool refuses."""
     return (
-        f"the engine's pool is full: {settings.max_size} hosts of {settings.slots} slots, and queue=false lets nobody wait; "
-        "give it more (max_size, slots), or launch fewer workers"
+        f"the engine's pool is full (max_size={settings.max_size}, slots={settings.slots}), and queue=false lets nobody "
+        "wait: give it more, or launch fewer workers"
     )
 
 

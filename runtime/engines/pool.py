@@ -157,7 +157,7 @@ class HostPool:
             await asyncio.sleep(delay)
             await place.host.start()
         except EngineError as error:
-            self.places.remove(place)
+            self._without(place)
             self._failed += 1
             if self._failed >= STARTS:
                 self._give_up(error)
@@ -165,13 +165,19 @@ class HostPool:
                 self._keep_up()
                 self._grow()
         except BaseException:
-            self.places.remove(place)
+            self._without(place)
             raise
         else:
             self._failed = 0
             if place.state == "starting":
                 place.up()
                 self._serve()
+            else:  # it died at once
+                self._replace(place)
+
+    def _without(self, place: Place) -> None:
+        if place in self.places:
+            self.places.remove(place)
 
     def _give_up(self, error: EngineError) -> None:
         self._fault, self._fault_at, self._failed = error, time.monotonic(), 0
@@ -188,8 +194,7 @@ class HostPool:
             place.state = "leaving"
             self._replace(place)
         elif event.kind == "died":
-            if place in self.places:
-                self.places.remove(place)
+            self._without(place)
             if place.state in ("ready", "leaving"):
                 self._young = self._young + 1 if place.age < YOUNG else 0
             if place.state == "ready":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flatfleet.runtime.engines import frames
-from flatfleet.runtime.engines.hosts import STOPPING, Event, Host, Order, Setup, heard
+from flatfleet.runtime.engines.hosts import STOPPING, Event, Host, Order, Setup, ended, heard
 from flatfleet.runtime.engines.making import KEPT
 from flatfleet.runtime.engines.outlet import Outlet
 from flatfleet.runtime.engines.spec import EngineSpec
@@ -61,13 +61,9 @@ class ProcessHost:
     # -- its life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        ours = self._spawn()
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self._hello = loop.create_future()
-        self._life = asyncio.create_task(self._live(reader), name=f"flatfleet-{self.id}")
+        self._hello = asyncio.get_running_loop().create_future()
+        self._life = asyncio.create_task(self._live(self._spawn()), name=f"flatfleet-{self.id}")
         try:
-            self._send({"setup": asdict(self._setup)})
             async with asyncio.timeout(STARTING):
                 self.owner = await self._hello
         except BaseException as error:
@@ -100,25 +96,34 @@ class ProcessHost:
                 self._outlet.opened()
         return ours
 
-    async def _live(self, reader: asyncio.StreamReader) -> None:
+    async def _live(self, ours: socket.socket) -> None:
         """Hear the process until it has ended, and leave nothing of it."""
-        exited = asyncio.create_task(self._exit())
-        hearing = asyncio.create_task(self._hear(reader))
-        await asyncio.wait([exited, hearing], return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait([hearing], timeout=LAST_WORDS)  # what it has sent before its end
-        hearing.cancel()
-        await asyncio.wait([exited], timeout=STOPPING)
-        self.kill()
-        await asyncio.wait([exited, hearing])
-        assert self._writer is not None and self._hello is not None
-        self._over = True
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-        self._outlet.close()
-        reason = _ended(self._process.returncode if self._process is not None else None)
+        try:
+            reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+            self._send({"setup": asdict(self._setup)})
+            exited, hearing = asyncio.create_task(self._exit()), asyncio.create_task(self._hear(reader))
+            await asyncio.wait([exited, hearing], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([hearing], timeout=LAST_WORDS)  # what it has sent before its end
+            hearing.cancel()
+            await asyncio.wait([exited], timeout=STOPPING)
+            self.kill()
+            await asyncio.wait([exited, hearing])
+        except asyncio.CancelledError:  # nobody has stopped it, and the event loop ends
+            self._abandon(ours)
+            raise
+        finally:
+            self._over = True
+            if self._writer is not None:
+                self._writer.close()
+            self._outlet.close()
+        self._ended(ended(self._process.returncode if self._process is not None else None))
+
+    def _ended(self, reason: str) -> None:
+        """Tell all who wait for it."""
+        assert self._hello is not None
         if not self._hello.done():
             self._hello.set_exception(EngineError(f"{self.id} did not start ({reason}){self._outlet.last()}"))
+            return
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_exception(HostDied(f"{self.id} has ended ({reason})"))
@@ -126,6 +131,17 @@ class ProcessHost:
             if not ping.done():
                 ping.set_result(False)
         self.on_event(Event("died", reason=reason))
+
+    def _abandon(self, ours: socket.socket) -> None:
+        """Let the process see that nobody is there any more, and wait for its end."""
+        assert self._process is not None
+        with contextlib.suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(STOPPING)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
 
     async def _exit(self) -> None:
         """Wait until the process has ended, and let nothing of it be left in the process table."""
@@ -226,13 +242,3 @@ class ProcessHost:
     def _send(self, message: dict[str, Any]) -> None:
         if self._writer is not None and not self._over and not self._writer.is_closing():
             self._writer.write(frames.pack(message))
-
-
-def _ended(code: int | None) -> str:
-    """How a process ended, from its return code."""
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"

@@ -17,8 +17,9 @@ from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.engines import frames
 from flatfleet.runtime.engines.hosting import Hosting, compose
 from flatfleet.runtime.engines.hosts import STOPPING, Event, Order, Setup, told
-from flatfleet.runtime.errors import EngineError
+from flatfleet.runtime.errors import UsageError
 
+NOBODY = "a host is started by a process with --engine process, and by nobody else"
 ORPHANED = 3.0
 """Seconds that handing back may take once the parent has gone; then the process ends all the same."""
 
@@ -27,11 +28,14 @@ class Server:
     """Serves the parent behind a file descriptor until that says stop, is gone, or the process is told to go."""
 
     def __init__(self, fd: int) -> None:
-        os.set_inheritable(fd, False)
-        self._socket = socket.socket(fileno=fd)
+        try:
+            os.set_inheritable(fd, False)
+            self._socket = socket.socket(fileno=fd)
+        except OSError:
+            raise UsageError(NOBODY) from None
         first = frames.receive(self._socket)
         if first is None:
-            raise EngineError("a host is started by a process with --engine process, and by nobody else")
+            raise UsageError(NOBODY)
         about = first["setup"]
         self.setup = Setup(**{**about, "capabilities": tuple(about["capabilities"]), "path": tuple(about["path"])})
         self._hosting = Hosting(compose(self.setup), self._tell)
