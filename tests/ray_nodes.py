@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -53,6 +54,7 @@ async def run(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
         f"ray://{cluster.address}/nodes?path={folder}/fleet.db",
         engine=f"ray://{cluster.address}?min_size=1&max_size=1",
         capabilities=["region:eu", "spot"],
+        hosts={"grace": 2.0},
     )
     store, places, pool = parts.store, parts.engine.pool.places, parts.store.work.pool("p")
 
@@ -80,16 +82,40 @@ async def run(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
     dead = places[0].host.owner
     cluster.remove_node(first, allow_graceful=False)
     await came(4)
+    cluster.add_node(**OFFER)
+    second, leaves = places[0].host.owner, places[0].host.about()["pid"]
+    drain(cluster.address, node_of_the_host())
+    await came(6)
+    told.update(moved=places[0].host.about()["pid"] != leaves, second=second)
     await store.driver.put("gate", True)
     store.bell.announce("gate")
     await parts.engine.join()
     lost = [each for each in await store.registration.list() if each.status == "lost"]
+    handed_back = {
+        each.worker for i in range(6) for each in await store.driver.attempts(f"p:i{i}") if each.outcome == "released"
+    }
+    owners = {each.worker_id: each.metadata["owner"] for each in await store.registration.list()}
+    told.update(of_the_drained={owners[worker] for worker in handed_back} == {second})
     attempts = [each.outcome for i in range(6) for each in await store.driver.attempts(f"p:i{i}")]
     told.update(completed=(await pool.counts()).completed, attempts=sorted(attempts), lost=len(lost))
     told.update(of_the_dead={each.metadata["owner"] for each in lost} == {dead})
     told.update(failures=[str(each) for each in parts.engine.failures().values()])
     await parts.engine.close(0)
     await parts.fleet.close()
+
+
+def drain(address: str, node: str) -> None:
+    """Tell a node that it will be taken away in a minute, as a cluster does at a spot notice."""
+    argv = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", address, "--node-id", node]
+    about = [
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "spot",
+        "--deadline-remaining-seconds",
+        "60",
+    ]
+    subprocess.run([*argv, *about], check=True, capture_output=True, timeout=60)
 
 
 async def launch(parts: Any, folder: Path) -> None:

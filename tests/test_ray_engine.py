@@ -200,7 +200,7 @@ def test_a_reason_is_logged_once(caplog):
 
 @pytest.mark.slow
 def test_a_host_waits_for_a_node_that_offers_what_it_needs_and_a_lost_node_is_replaced(tmp_path):
-    """Four raylets on this machine: at first none has `spot`; one that has is killed, and another takes its work."""
+    """Raylets of this machine: at first none has `spot`; one that has is killed, the next one drained; others take over."""
     done = subprocess.run(
         [sys.executable, f"{HERE}/ray_nodes.py", str(tmp_path)],
         check=False,
@@ -218,7 +218,8 @@ def test_a_host_waits_for_a_node_that_offers_what_it_needs_and_a_lost_node_is_re
     assert (told["pending_then"], told["first"]) == (None, True), done
     assert told["completed"] == 6, done
     assert (told["lost"], told["of_the_dead"], told["failures"]) == (2, True, [])
-    assert told["attempts"] == ["completed"] * 6 + ["crashed"] * 2
+    assert (told["moved"], told["of_the_drained"]) == (True, True)
+    assert told["attempts"] == ["completed"] * 6 + ["crashed"] * 2 + ["released"] * 2
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
