@@ -15,6 +15,8 @@ import pytest
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.memory import MemoryDriver
 from flatfleet.runtime.stores.records import DELIVERED, Failure, NewItem, SnapshotRow
+from flatfleet.runtime.stores.redis import RedisDriver
+from flatfleet.runtime.stores.redis_url import parse
 from flatfleet.runtime.stores.sqlite import SQLiteDriver
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -740,14 +742,25 @@ def waiting_ids(driver: Any) -> set[str]:
         return {each for name in redis_keys(driver, "channel:*") for each in client.lrange(name, 0, -1)}
 
 
-def test_any_exchange_of_messages_goes_as_the_model_says(open_driver, clock):
-    probe = open_driver(clock)
-    quick = isinstance(probe, MemoryDriver)
-    asyncio.run(probe.close())
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
+def test_any_exchange_of_messages_goes_as_the_model_says(kind, tmp_path, clock, own_redis):
+    numbers = itertools.count()
+    server = parse(own_redis().url) if kind == "redis" else None
+
+    def open_one(clock: Any) -> Any:
+        if server is not None:
+            driver = RedisDriver(server, clock=clock)
+            with redis_client(driver) as client:
+                client.flushall()  # so that no scan sees the keys of others
+            return driver
+        if kind == "memory":
+            return MemoryDriver(clock=clock)
+        return SQLiteDriver(tmp_path / f"{next(numbers)}.db", clock=clock)
+
     run_state_machine_as_test(
-        exchanges(open_driver, type(clock)),
+        exchanges(open_one, type(clock)),
         settings=settings(
-            max_examples=100 if quick else 40,
+            max_examples={"memory": 100, "sqlite": 40, "redis": 15}[kind],
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
