@@ -55,6 +55,20 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a registration is taken over by anyone",
+        "runtime/stores/sqlite_workers.py",
+        '(until > tx.now and before.get("booked"))',
+        "until > tx.now",
+        f"{RECORDS}only_a_booking_is_taken_over_and_only_once",
+    ),
+    Mutant(
+        "who comes last to a pool of hosts is served first",
+        "runtime/engines/pool.py",
+        "            waiter = self._waiting.popleft()\n            if not waiter.done():\n                place.enter()",
+        "            waiter = self._waiting.pop()\n            if not waiter.done():\n                place.enter()",
+        "tests/test_engine_pool.py::test_beyond_max_size_requests_queue_first_come_first_served",
+    ),
+    Mutant(
         "complete accepts anyone",
         SQL,
         "WHERE id = :id AND state = 'claimed' AND (:token IS NULL OR token = :token)\nRETURNING",

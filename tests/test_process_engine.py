@@ -16,6 +16,7 @@ from flatfleet.runtime import bundle, engine_notes
 from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, PoolAtCapacity, StoreError, UnknownAction
+from flatfleet.runtime.owner import machine
 from flatfleet.runtime.stores.bell import heard
 
 pytestmark = pytest.mark.slow
@@ -485,6 +486,17 @@ async def test_the_engine_shows_itself_in_the_store_while_it_lives(hosts, capsys
     await there.engine.close(0)
     assert await engine_notes.engines(there.store) == []
     assert (await there.store.driver.get(f"engine/{there.store.owner}"))[0] is False
+
+
+async def test_what_a_killed_process_has_noted_of_its_engine_is_swept_away(hosts):
+    there = hosts()
+    dead = f"{machine()}/{2**22 + 1}/1"
+    await there.store.driver.put(f"engine/{dead}", {"engine": "process"})
+    await there.store.driver.put("engines", [dead])
+    await there.run("about")
+    while (await there.store.driver.get("engines"))[1] != [there.store.owner]:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    assert (await there.store.driver.get(f"engine/{dead}"))[0] is False
 
 
 def test_a_host_is_started_by_nobody_else(tmp_path):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from flatfleet.runtime.engine_notes import ENGINE
+from flatfleet.runtime.engine_notes import ENGINE, swept
 from flatfleet.runtime.engines.pool import HostPool
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import StoreError
@@ -54,7 +54,9 @@ class Showing:
         }
         while True:
             try:
-                held = held or await self._store.lock.acquire(self._key)
+                if not held:
+                    await swept(self._store)
+                    held = await self._store.lock.acquire(self._key)
                 metrics = self._pool.metrics()
                 if metrics != noted:
                     await self._store.driver.put(self._key, {**fixed, **metrics, "at": time.time()})
