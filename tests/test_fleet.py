@@ -539,7 +539,7 @@ async def test_a_served_worker_retires_after_its_idle_timeout_though_it_is_woken
     any_kit.fleet.served = True
     await push(any_kit, "gpu", requires=["gpu"])
     run = any_kit.machine(worker).run({"pool": "p", "worker_id": "w", "idle_timeout": 0.05})
-    assert (await asyncio.wait_for(run, 1))["status"] == "retired"
+    assert (await asyncio.wait_for(run, 10))["status"] == "retired"
 
 
 async def test_a_process_that_comes_late_does_not_mark_its_own_workers_lost(any_kit):
