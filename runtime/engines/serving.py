@@ -20,8 +20,8 @@ from flatfleet.runtime.engines.hosts import STOPPING, Event, Order, Setup, told
 from flatfleet.runtime.errors import UsageError
 
 NOBODY = "a host is started by a process with --engine process, and by nobody else"
-ORPHANED = 3.0
-"""Seconds that handing back may take once the parent has gone; then the process ends all the same."""
+ORPHANED, HANDOVER = 3.0, 10.0
+"""Seconds for the event loop to hand back once the parent has gone, and then for a thread; after that the process ends."""
 
 
 class Server:
@@ -97,7 +97,7 @@ class Server:
             timer.start()
 
     def _leave_at_once(self) -> None:
-        last = threading.Timer(ORPHANED, os._exit, (1,))
+        last = threading.Timer(HANDOVER, os._exit, (1,))
         last.daemon = True
         last.start()
         try:
