@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ async def test_an_operation_whose_answer_was_lost_has_its_effect_once(store, mon
             return answer()
 
     lossy = Lossy()
-    opened_by_hand = type(opened)(lossy, opened.file, opened.id)
+    opened_by_hand = replace(opened, actor=lossy)
 
     async def ready() -> Any:
         return opened_by_hand
