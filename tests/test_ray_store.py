@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,22 @@ def test_two_processes_use_one_local_cluster_and_nothing_is_left_of_it(tmp_path)
     assert again.stdout == "['p']\n", again
 
 
+@pytest.mark.slow
+def test_a_signal_is_its_processes_own_to_handle(ray_address):
+    """Ray's own handler would abort the process 3 s later, in the middle of a drain."""
+    code = textwrap.dedent(
+        """
+        import os, signal, sys
+        from flatfleet.runtime.stores.ray_cluster import join
+        signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+        join(sys.argv[1]).result(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        """
+    )
+    done = python(code, ray_address)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "heard\n", "")
+
+
 async def test_who_only_looks_makes_no_store(ray_address, tmp_path):
     store = open_store(f"ray://{ray_address}/killed?path={tmp_path}/none.db", must_exist=True)
     with pytest.raises(StoreUnavailable, match=r"there is no store .*none\.db on the head node of the Ray cluster"):
@@ -227,7 +244,7 @@ async def test_an_operation_whose_answer_was_lost_has_its_effect_once(store, mon
             return answer()
 
     lossy = Lossy()
-    opened_by_hand = type(opened)(lossy, opened.file, opened.id)
+    opened_by_hand = replace(opened, actor=lossy)
 
     async def ready() -> Any:
         return opened_by_hand

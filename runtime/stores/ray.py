@@ -31,11 +31,13 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The actor, and the database there."""
+    """The actor, and the database there; the actor's boot, and the number of its last ring, when that was opened."""
 
     actor: Any
     file: str
     id: str
+    boot: str
+    rung: int
 
 
 @dataclass(slots=True)
@@ -231,7 +233,7 @@ class RayDriver:
                 "this run's. Run the same command again to start from what is there"
             )
         self._id = found["id"]
-        return Opened(actor, found["file"], found["id"])
+        return Opened(actor, found["file"], found["id"], found["boot"], found["rung"])
 
 
 async def _answer(ref: Any) -> Any:

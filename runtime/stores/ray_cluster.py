@@ -31,6 +31,7 @@ QUIET: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else Ray prints "A worker died …" into the standard output of its drivers
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # else Ray aborts a process 3 s after SIGTERM, however well it drains
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a cluster that is started here listens on 127.0.0.1 alone
 }

@@ -82,7 +82,8 @@ class Keeper:
                     raise
                 self._open[str(file)] = found
         found.clients.add(client)
-        return {"protocol": PROTOCOL, "file": str(file), "id": found.id, "boot": self._boot, "pid": os.getpid()}
+        about = {"protocol": PROTOCOL, "boot": self._boot, "pid": os.getpid()}
+        return {**about, "file": str(file), "id": found.id, "rung": found.rung}
 
     async def calls(
         self, file: str, store: str, client: str, done: int, now: float | None, calls: Sequence[tuple[int, bool, bytes]]
@@ -145,7 +146,7 @@ class Keeper:
     async def hear(self, file: str, client: str, boot: str | None, seen: int) -> tuple[str, int, Topics] | None:
         """Wait until others ring: (this actor's boot, number of the last ring, what was rung since `seen`; None: anything).
 
-        Answers after HEAR seconds at the latest; at once on the first call, and where rings were missed. Like `calls`,
+        Answers after HEAR seconds at the latest; at once where rings were missed. Like `calls`,
         None if the database has to be opened again.
         """
         found = self._open.get(file)

@@ -52,22 +52,26 @@ class RayWire:
             await asyncio.wait([task])
 
     async def _listen(self) -> None:
-        boot, seen = None, 0
         away: tuple[type[BaseException], ...] = (StoreError, *await in_caller(lost))
+        last, boot, seen = None, "", 0
         while True:
             try:
                 opened = await self._driver.ready()
+                if opened is not last:  # since it was opened, who looked has seen all that was rung before
+                    if last is not None:
+                        self._hear(None)
+                    last, boot, seen = opened, opened.boot, opened.rung
+                self._hears = True
                 answer = await opened.actor.hear.remote(opened.file, self._driver.client, boot, seen)
             except away:
                 answer = None
             if answer is None:
-                self._hears, boot = False, None
+                self._hears = False
                 if self._driver.opened is not None:
                     self._driver.forget(self._driver.opened)
                 await asyncio.sleep(AWAY)
                 continue
             boot, seen, topics = answer
-            self._hears = True
             if topics is None or topics:
                 self._hear(topics)
 
