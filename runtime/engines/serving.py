@@ -20,6 +20,7 @@ from flatfleet.runtime.engines.hosts import STOPPING, Event, Order, Setup, told
 from flatfleet.runtime.errors import UsageError
 
 NOBODY = "a host is started by a process with --engine process, and by nobody else"
+PARENT_DIED = signal.SIGUSR2
 ORPHANED, HANDOVER = 3.0, 10.0
 """Seconds for the event loop to hand back once the parent has gone, and then for a thread; after that the process ends."""
 
@@ -41,7 +42,7 @@ class Server:
         self._hosting = Hosting(compose(self.setup), self._tell)
         self._bundles: dict[str, Bundle] = {}
         self._out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._parent = os.getppid()
+        self._orphan = threading.Lock()
         self._end: asyncio.Future[float] | None = None
         self._ending: asyncio.Task[int] | None = None
 
@@ -49,6 +50,7 @@ class Server:
         """Serve; return the exit code."""
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.create_future()
+        signal.signal(PARENT_DIED, lambda *_: self._orphaned())
         die_with_parent()
         writer = threading.Thread(target=self._write, name="flatfleet-tells", daemon=True)
         writer.start()
@@ -65,11 +67,9 @@ class Server:
         return 0
 
     def leave(self) -> None:
-        """Somebody else than the parent wants this process to go: drain within its grace; asked again, or orphaned: now."""
-        alone = os.getppid() != self._parent
-        if not alone:
-            self._say({"kind": "leaving", "seconds": self.setup.grace})
-        self._stop(0.0 if alone else self.setup.grace)
+        """Somebody else than the parent wants this process to go: drain within its grace; asked again: now."""
+        self._say({"kind": "leaving", "seconds": self.setup.grace})
+        self._stop(self.setup.grace)
 
     def hand_back(self) -> int:
         """Give back what is claimed, from any thread."""
@@ -90,6 +90,12 @@ class Server:
                 self._say({"kind": "pong"})
             else:
                 self._loop.call_soon_threadsafe(self._take, message)
+        self._orphaned()
+
+    def _orphaned(self) -> None:
+        """The parent has gone: hand back and end, once, however often that is told."""
+        if not self._orphan.acquire(blocking=False):
+            return
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._stop, 0.0)
             timer = threading.Timer(ORPHANED, self._leave_at_once)
@@ -140,9 +146,12 @@ class Server:
 
 
 def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent ends, where it can: the socket tells it, too, unless a fork holds that."""
+    """Have the kernel send PARENT_DIED when the parent ends, where it can: the socket tells it, too, unless a fork holds that.
+
+    It comes once for each thread of the parent that the others outlive, and so is no signal that counts.
+    """
     if sys.platform == "linux":
         import ctypes
 
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+            ctypes.CDLL(None).prctl(1, int(PARENT_DIED), 0, 0, 0)
