@@ -25,7 +25,7 @@ check: $(VENV)/tested ## lint, types, machine files
 	cd $(VENV)/src && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p flatfleet.hooks -p flatfleet.commands -p flatfleet.runtime
 	$(BIN)/flatfleet check machines agents
 
-bench: $(VENV)/tested ## measure beside the SDK and huey, about a quarter of an hour: see docs/performance.md
+bench: $(VENV)/benched ## measure beside the SDK and four task queues, about an hour: see docs/performance.md
 	$(BIN)/python -m benchmarks
 
 format: $(VENV)/tested ## let ruff mend what it can
@@ -42,6 +42,10 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/benched: $(VENV)/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 $(VENV)/tested: pyproject.toml $(VENV)/bin/python

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flatfleet.benchmarks.processes import output
 from flatfleet.benchmarks.resources import foreign
 
 os.environ.setdefault("FLATAGENTS_LOG_LEVEL", "ERROR")
@@ -23,6 +24,8 @@ ROOT = Path(__file__).absolute().parents[1]
 MACHINES = ROOT / "benchmarks/machines"
 PATIENCE = 900.0
 """Seconds after which a measurement is given up."""
+TOLD = 200
+"""Characters of an error that are shown in the table."""
 
 Values = dict[str, float]
 """What one measurement gives: unit → value."""
@@ -98,23 +101,30 @@ def measure(contestant: Contestant, size: int | None = None) -> Values:
         return contestant.run(Path(folder), contestant.size if size is None else size)
 
 
-def apart(case: Case, contestant: Contestant) -> tuple[Values, float]:
-    """Run a contestant once in a fresh process; (values, cores that others kept busy meanwhile)."""
-    before, started = foreign(), time.monotonic()
-    argv = [sys.executable, "-m", "flatfleet.benchmarks", "--one", case.name, contestant.name]
-    where = tempfile.gettempdir()
-    done = subprocess.run(argv, cwd=where, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    others = max(0.0, foreign() - before) / (time.monotonic() - started)
+def apart(
+    case: Case, contestant: Contestant, own: Callable[[], float] = float, size: int | None = None
+) -> tuple[Values, float]:
+    """Run a contestant once in a fresh process; (values, cores that others kept busy meanwhile).
+
+    `own` gives the CPU seconds of servers that work for the contestants.
+    """
+    before, started = foreign() - own(), time.monotonic()
+    argv = [sys.executable, "-P", "-m", "flatfleet.benchmarks", "--one", case.name, contestant.name]
+    argv += [] if size is None else ["--size", str(size)]
+    done = output(argv, tempfile.gettempdir(), PATIENCE)
+    others = max(0.0, foreign() - own() - before) / (time.monotonic() - started)
     if done.returncode:
         ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        raise Wrong(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ended)
+        raise Wrong(done.stderr.strip().splitlines()[-1][:TOLD] if done.stderr.strip() else ended)
     answer = json.loads(done.stdout.splitlines()[-1])
     if "missing" in answer:
         raise Missing(answer["missing"])
     return answer, others
 
 
-def run(cases: Iterable[Case], repeat: int, say: Callable[[str], None]) -> Iterator[Row]:
+def run(
+    cases: Iterable[Case], repeat: int, say: Callable[[str], None], own: Callable[[], float] = float
+) -> Iterator[Row]:
     """Measure the cases one after the other, and within a case its contestants in turn, `repeat` times over."""
     for case in cases:
         rows = {
@@ -128,7 +138,7 @@ def run(cases: Iterable[Case], repeat: int, say: Callable[[str], None]) -> Itera
                 if any(row.note for row in mine):
                     continue
                 try:
-                    values, others = apart(case, each)
+                    values, others = apart(case, each, own)
                 except (Wrong, Missing, subprocess.TimeoutExpired) as error:
                     for row in mine:
                         row.note = str(error) if isinstance(error, Missing) else f"wrong: {error}"

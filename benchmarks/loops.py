@@ -9,6 +9,11 @@ from flatfleet.benchmarks.harness import Case, Contestant, Goal, Values
 
 WORKERS = (1, 4, 16, 64)
 RATE = "items/s"
+GOALS = (
+    Goal("flatfleet, sqlite", RATE, 10_000),
+    Goal("flatfleet, memory", RATE, 15_000),
+    Goal("flatfleet, redis", RATE, 5_000),
+)
 
 
 def _ours(name: str, kind: str, workers: int, size: int, task: str = "", stock: bool = False) -> Contestant:
@@ -37,11 +42,12 @@ def _actions(workers: int) -> Case:
         (
             _ours("flatfleet, sqlite", "sqlite", workers, size),
             _ours("flatfleet, memory", "memory", workers, size),
+            _ours("flatfleet, redis", "redis", workers, size),
             _ours("FlatMachine on flatfleet's sqlite", "sqlite", workers, size // 4, stock=True),
             _sdk(workers, 1_000),
             _huey(workers, 5_000),
         ),
-        (Goal("flatfleet, sqlite", RATE, 10_000), Goal("flatfleet, memory", RATE, 15_000)) if workers == 64 else (),
+        GOALS if workers == 64 else (),
     )
 
 
@@ -54,6 +60,7 @@ def _tasks(task: str, what: str, goal: float) -> Case:
         (
             _ours("flatfleet, sqlite", "sqlite", 64, 10_000, task),
             _ours("flatfleet, memory", "memory", 64, 10_000, task),
+            _ours("flatfleet, redis", "redis", 64, 10_000, task),
             _ours("FlatMachine on flatfleet's sqlite", "sqlite", 64, 1_000, task, stock=True),
             _sdk(64, 500, task),
         ),

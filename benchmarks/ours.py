@@ -6,10 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flatfleet.benchmarks.harness import MACHINES, ROOT, correct
+from flatfleet.benchmarks import server
+from flatfleet.benchmarks.harness import MACHINES, ROOT, Missing, correct
 from flatfleet.run import Parts, compose
 from flatfleet.runtime.bundle import Bundle, load
 from flatfleet.runtime.loop import run
@@ -38,9 +40,22 @@ def task_worker(task: str) -> Bundle:
     return load(WORKER, task=str(MACHINES / f"{task}.yml"))
 
 
+def present(*modules: str) -> None:
+    """Raise Missing unless this flatfleet has these modules of its runtime."""
+    for module in modules:
+        if not find_spec(f"flatfleet.runtime.{module}"):
+            raise Missing(f"not installed: flatfleet.runtime.{module}")
+
+
 def url(kind: str, folder: Path) -> str:
-    """`memory`, `sqlite`, or `sqlite-full` (fsync at each commit) as a store URL inside the folder."""
+    """The URL of a new store: `memory`, `sqlite`, `sqlite-full` (fsync at each commit) in the folder, or `redis`.
+
+    Raises Missing where there is none of this kind.
+    """
     name, _, full = kind.partition("-")
+    present(f"stores.{name}")
+    if name == "redis":
+        return server.fresh()
     return "memory:" if name == "memory" else f"sqlite:{folder}/fleet.db" + ("?synchronous=FULL" if full else "")
 
 

@@ -7,14 +7,18 @@ import platform
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flatfleet.benchmarks import server
 from flatfleet.benchmarks.harness import ROOT, Row
 
-BEGIN, END = "<!-- benchmarks: begin (generated, see the command) -->", "<!-- benchmarks: end -->"
+BEGIN, END = "<!-- {}: begin (generated, see the command) -->", "<!-- {}: end -->"
+BLOCKS = {"tasks": "queues", "busy": "queues", "starting": "queues"}
+"""Groups of cases that have a table of their own on the page; the others are in the block `benchmarks`."""
+OTHERS = {"Celery": "celery", "Dramatiq": "dramatiq", "RQ": "rq", "Ray": "ray", "redis-py": "redis"}
 QUIET = 0.15
 """Cores that others may keep busy before a figure is marked."""
 MARK = "†"
@@ -33,6 +37,7 @@ def facts(command: str) -> dict[str, Any]:
         "flatfleet": f"{_version('flatfleet')} ({_commit()})",
         "flatmachines": _version("flatmachines"),
         "huey": _version("huey"),
+        "others": {name: _version(package) for name, package in OTHERS.items()} | {"Redis": server.version()},
         "load": [round(each, 2) for each in os.getloadavg()],
     }
 
@@ -42,7 +47,9 @@ def markdown(rows: Iterable[Row], about: Mapping[str, Any]) -> str:
     lines = [
         f"{about['when']} · {about['cores']} cores, {about['cpu']} · {about['system']} · Python {about['python']} · "
         f"SQLite {about['sqlite']} · flatfleet {about['flatfleet']} · flatmachines {about['flatmachines']} · "
-        f"huey {about['huey']} · load average at the start {', '.join(map(str, about['load']))}",
+        f"huey {about['huey']} · "
+        + "".join(f"{name} {version} · " for name, version in about.get("others", {}).items())
+        + f"load average at the start {', '.join(map(str, about['load']))}",
         "",
         "| what | contestant | median | least – most | × first | goal |",
         "|---|---|---:|---:|---:|---|",
@@ -77,13 +84,33 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def replace_block(page: Path, table: str) -> None:
+def joined(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[Row]]:
+    """The facts and the rows of several runs: each case as the last of them has it, all the times at which they began."""
+    cases: dict[str, list[Row]] = {}
+    for run in runs:
+        cases |= {row["case"]: [] for row in run["rows"]}
+        for row in run["rows"]:
+            cases[row["case"]].append(Row(**row))
+    when = ", ".join(dict.fromkeys(run["machine"]["when"] for run in runs))
+    return {**runs[-1]["machine"], "when": when}, [row for rows in cases.values() for row in rows]
+
+
+def fill(page: Path, rows: Iterable[Row], about: Mapping[str, Any]) -> None:
+    """Put a table into each block of the page that there are rows for; raises ValueError if it has no such block."""
+    blocks: dict[str, list[Row]] = {}
+    for row in rows:
+        blocks.setdefault(BLOCKS.get(row.group, "benchmarks"), []).append(row)
+    for block, some in blocks.items():
+        replace_block(page, markdown(some, about), block)
+
+
+def replace_block(page: Path, table: str, block: str = "benchmarks") -> None:
     """Put the table between the markers of a page; raises ValueError if it has none."""
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{page} has no lines '{BEGIN}' and '{END}' to write between")
-    head, tail = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
-    page.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}", encoding="utf-8")
+    text, begin, end = page.read_text(encoding="utf-8"), BEGIN.format(block), END.format(block)
+    if begin not in text or end not in text:
+        raise ValueError(f"{page} has no lines '{begin}' and '{end}' to write between")
+    head, tail = text.split(begin, 1)[0], text.split(end, 1)[1]
+    page.write_text(f"{head}{begin}\n\n{table}\n\n{end}{tail}", encoding="utf-8")
 
 
 def _version(package: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatfleet.benchmarks import ours
-from flatfleet.benchmarks.harness import MACHINES, Case, Contestant, Goal, Values, correct
+from flatfleet.benchmarks.harness import MACHINES, ROOT, Case, Contestant, Goal, Values, correct
 from flatfleet.run import Parts, compose
 from flatfleet.runtime import loop
 from flatfleet.runtime.bundle import load
@@ -34,7 +34,7 @@ def _fleet(kind: str, *, apart: bool) -> Callable[[Path, int], Values]:
             parts = compose(url, served=True)
             dispatcher, scaler = (
                 Dispatcher(parts.store, parts.engine),
-                load(ours.ROOT / "machines/scaler.yml", task=TASK),
+                load(ROOT / "machines/scaler.yml", task=TASK),
             )
             name = scaler_of(ours.POOL)
             output = await parts.engine.run_named(parts.machine(scaler, str(MACHINES), name), {"pool": ours.POOL})
@@ -117,6 +117,7 @@ CASES = (
             Contestant("flatfleet, sqlite, sent in the same process", _fleet("sqlite", apart=False), 50),
             Contestant("flatfleet, sqlite, sent by another process", _fleet("sqlite", apart=True), 50),
             Contestant("flatfleet, memory", _fleet("memory", apart=False), 50),
+            Contestant("flatfleet, redis, sent by another process", _fleet("redis", apart=True), 50),
         ),
         (
             Goal("flatfleet, sqlite, sent in the same process", MEDIAN, 20),

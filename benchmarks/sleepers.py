@@ -53,6 +53,7 @@ def _case(name: str, what: str, n: int, workers: int, pause: float, unit: str, *
             Contestant(BARE, lambda folder, count: values(count, bare(count, workers, pause)), n),
             mine("sqlite"),
             mine("memory"),
+            mine("redis"),
             mine("sqlite", stock=True),
             Contestant(
                 peers.SDK, lambda folder, count: values(count, peers.sdk_loop(folder, count, workers, pause)), n

@@ -93,7 +93,12 @@ CASES = (
         "waiting",
         "workers that wait for work, one process (then each gets an item)",
         {EACH: "less", SHARE: "less"},
-        (_fleet("sqlite"), _fleet("memory"), Contestant("huey, 1,000 threads that look once a second", _huey, 1_000)),
+        (
+            _fleet("sqlite"),
+            _fleet("memory"),
+            _fleet("redis"),
+            Contestant("huey, 1,000 threads that look once a second", _huey, 1_000),
+        ),
         (Goal("flatfleet, sqlite", EACH, 12), Goal("flatfleet, sqlite", SHARE, 0.1)),
     ),
 )
