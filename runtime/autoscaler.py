@@ -7,14 +7,15 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
 from flatfleet.runtime import fleet_settings, metrics, routing
 from flatfleet.runtime.errors import StoreError, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
-from flatfleet.runtime.policies import deciding, memory
+from flatfleet.runtime.orders import BY, ordered
+from flatfleet.runtime.policies import deciding
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Settings, settings
 from flatfleet.runtime.values import text
@@ -23,16 +24,12 @@ Step = Callable[["Autoscaler"], Coroutine[Any, Any, dict[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
-BY = "autoscaler"
-LOOKED_THROUGH = 50
-"""Decisions of the scaler among which the latest order to hold is looked for."""
 FOREVER = 1e9
 """Seconds, 31 years: workers under an autoscaler do not retire by themselves."""
 POLL = 1.0
 """Seconds between two looks whether a batch is done."""
 SPOT = "spot"
 """The capability of a host that may be taken away at any time, and costs less."""
-_DONE = ("applied", "unchanged")
 
 
 def serve(context: dict[str, Any], fleet: Fleet) -> int | None:
@@ -46,23 +43,6 @@ def serve(context: dict[str, Any], fleet: Fleet) -> int | None:
     context["idle_timeout"] = FOREVER
     fleet.served = context.get("until_empty") not in (True, "true", "True")
     return settings(context["policy"]).min
-
-
-def ordered(
-    state: Mapping[str, Any], orders: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]], at: float
-) -> dict[str, Any]:
-    """The policies' state with what people have ordered: scaling is paused, or a message of theirs holds the target."""
-    until = orders.get("until")
-    if orders.get("paused") and (until is None or at < until):
-        return memory.pause({name: value for name, value in state.items() if name != "hold_until"})
-    found = memory.pause(state, False)
-    for each in reversed(decisions):
-        hold = each["message"].get("hold") if isinstance(each.get("message"), Mapping) else None
-        if hold is not None and each.get("outcome") in _DONE and each.get("by") != BY:
-            ends = each["at"] + hold
-            held = at < ends and each["at"] > orders.get("resumed_at", 0.0)
-            return memory.hold(found, ends) if held else found
-    return found
 
 
 def _answered(step: Step) -> Step:
@@ -112,10 +92,10 @@ class Autoscaler:
     async def decide(self) -> dict[str, Any]:
         context, s = self._context, self._settings()
         o = Observation.of(context["seen"])
-        state, orders, decisions = await asyncio.gather(
-            self._record.policy_state(), self._record.orders(), self._record.decisions(LOOKED_THROUGH)
+        state, orders, hold = await asyncio.gather(
+            self._record.policy_state(), self._record.orders(), self._record.hold()
         )
-        before = ordered(state, orders, decisions, o.at)
+        before = ordered(state, orders, hold, o.at)
         decision, kept = deciding.decide(o, s, before)
         data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
         if before != state or not context.get("begun"):

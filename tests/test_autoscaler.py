@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from importlib import resources
 
 import pytest
 import yaml
 from flatfleet.hooks import autoscaling as actions
-from flatfleet.runtime import autoscaler, bundle, metrics
+from flatfleet.runtime import autoscaler, bundle, metrics, orders
+from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.errors import StoreUnavailable, UsageError
 from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.replay import decisions as log
@@ -342,33 +344,76 @@ async def test_a_policy_that_is_none_is_refused(crew, tmp_path):
 # -- orders by hand ----------------------------------------------------------------------------------------------------
 
 
-def told(at, hold=None, by="ann", outcome="applied"):
-    return {"at": at, "by": by, "outcome": outcome, "message": {"target": 1} | ({} if hold is None else {"hold": hold})}
+HELD = {"at": 90.0, "until": 150.0, "by": "ann", "id": "d"}
 
 
 @pytest.mark.parametrize(
-    ("orders", "decisions", "expected"),
+    ("ordered", "hold", "expected"),
     [
-        ({}, [], {}),
-        ({"paused": True, "until": None}, [], {"paused": True}),
-        ({"paused": True, "until": 101.0}, [], {"paused": True}),
-        ({"paused": True, "until": 100.0}, [], {}),
-        ({}, [told(90.0, 60)], {"hold_until": 150.0}),
-        ({}, [told(90.0, 60), told(95.0)], {"hold_until": 150.0}),
-        ({}, [told(90.0, 60), told(95.0, 6)], {"hold_until": 101.0}),
-        ({}, [told(90.0, 60), told(95.0, 1)], {}),
-        ({}, [told(90.0, 60, outcome="refused")], {}),
-        ({}, [told(90.0, 60, by="autoscaler")], {}),
-        ({}, [{"at": 99.0, "outcome": "rejected", "message": "x"}], {}),
-        ({"resumed_at": 91.0}, [told(90.0, 60)], {}),
-        ({"resumed_at": 89.0}, [told(90.0, 60)], {"hold_until": 150.0}),
+        ({}, {}, {}),
+        ({"paused": True, "until": None}, {}, {"paused": True}),
+        ({"paused": True, "until": 101.0}, {}, {"paused": True}),
+        ({"paused": True, "until": 100.0}, {}, {}),
+        ({}, HELD, {"hold_until": 150.0}),
+        ({"paused": True, "until": None}, HELD, {"paused": True}),
+        ({}, {**HELD, "until": 100.0}, {}),
+        ({"resumed_at": 91.0}, HELD, {}),
+        ({"resumed_at": 89.0}, HELD, {"hold_until": 150.0}),
     ],
 )
-def test_what_people_have_ordered(orders, decisions, expected):
+def test_what_people_have_ordered(ordered, hold, expected):
     for before in ({}, {"paused": True}, {"hold_until": 1e9}):
-        found = autoscaler.ordered({"changed_at": 5.0, **before}, orders, decisions, 100.0)
+        found = orders.ordered({"changed_at": 5.0, **before}, ordered, hold, 100.0)
         found.pop("version", None)
         assert found == {"changed_at": 5.0, **expected}
+
+
+def decided(name, message, by="ann", outcome="applied"):
+    return {"id": name, "by": by, "outcome": outcome, "message": message, "target": message.get("target")}
+
+
+async def test_a_hold_lasts_its_time_whatever_else_is_decided(crew):
+    """Of two orders to hold the later one counts; whatever holds nothing leaves it as it is."""
+    keep = Crew(crew.fleet, "p").keep
+    await keep(decided("a", {"target": 1, "hold": 600}))
+    first = await crew.record.hold()
+    assert (first["by"], first["until"] - first["at"]) == ("ann", 600)
+    others = [{"reconcile": True}, {"target": 2}, {"target": 1, "hold": 9}, {"target": 1, "hold": 9}, {"target": 1}]
+    senders = [("reaper", "applied"), ("bob", "applied"), ("bob", "refused"), ("autoscaler", "applied")]
+    for n, (message, (by, outcome)) in enumerate(zip(others, [*senders, ("bob", "failed")], strict=True)):
+        await keep(decided(f"b{n}", message, by, outcome))
+    for n in range(60):
+        await keep(decided(f"c{n}", {"target": 1, "if_current": 1}, "autoscaler"))
+    await keep(decided("a", {"target": 1, "hold": 600}))  # once more, after a crash
+    await keep({"id": "w", "by": None, "outcome": "rejected", "message": "hold", "target": None})
+    assert await crew.record.hold() == first
+    await crew.push(3)
+    for context in (crew.context(), crew.context()):  # the second one is another process
+        for _ in range(2):
+            decision = await crew.round(context)
+            assert (decision["desired"], decision["bound_by"]) == (1, "hold")
+    await keep(decided("e", {"target": 1, "hold": 0.001}, outcome="unchanged"))
+
+    async def over():
+        return not (await orders.in_force(crew.record, time.time()))["held_until"]
+
+    await until(over)
+    assert (await crew.round(crew.context()))["desired"] == 3
+
+
+async def test_the_scaler_keeps_a_hold(crew):
+    async with crew.runs(max=3):
+        message = {"id": "mine", "target": 2, "hold": 600, "by": "ann"}
+        await crew.store.signals.send(crew.record.channel, message)
+        hold = await until(crew.record.hold)
+    assert (hold["id"], hold["by"], hold["until"] - hold["at"]) == ("mine", "ann", 600)
+
+
+async def test_resuming_ends_a_hold(crew):
+    await Crew(crew.fleet, "p").keep(decided("a", {"target": 1, "hold": 600}))
+    await crew.record.resume_scaling(time.time())
+    await crew.push(3)
+    assert (await crew.round(crew.context()))["desired"] == 3
 
 
 async def test_a_pause_holds_the_target_until_scaling_is_resumed(crew):
