@@ -76,7 +76,7 @@ class Session:
             error = error or _ended(gone)
             if error is None and not self.interrupted:
                 await self._progress.launched(output)
-                if self._parts.fleet.served and engine.live():
+                if self._parts.fleet.served and (engine.live() or (self._dispatcher and self._dispatcher.fleets)):
                     self._progress.served()
             if error is not None:
                 await engine.close(0)
