@@ -114,6 +114,8 @@ def _orders(scaling: dict[str, Any]) -> Iterator[str]:
         yield f"scaling is paused{by['paused_by']} until {until(math.inf if ends is None else ends)}"
     if scaling["held_until"] is not None:
         yield f"the target is held{by['held_by']} until {until(scaling['held_until'])}"
+    if scaling["fault"]:
+        yield f"the autoscaler cannot decide, {decided.since(scaling['fault'])}"
 
 
 def _fleet(about: dict[str, Any]) -> list[str]:

@@ -44,7 +44,8 @@ async def keep_hold(record: FleetRecord, decision: Mapping[str, Any]) -> None:
 
 
 async def in_force(record: FleetRecord, at: float) -> dict[str, Any]:
-    """What holds at a time (s): `paused`, `paused_until` (None: until it is resumed), `paused_by`, `held_until`, `held_by`."""
+    """What holds at a time (s): `paused`, `paused_until` (None: until it is resumed), `paused_by`, `held_until`, `held_by`,
+    and the `fault` for which nothing can be decided (None: it can)."""
     orders, hold = await record.orders(), await record.hold()
     off, fixed = paused(orders, at), held(orders, hold, at)
     return {
@@ -53,4 +54,5 @@ async def in_force(record: FleetRecord, at: float) -> dict[str, Any]:
         "paused_by": orders.get("by") if off else None,
         "held_until": hold["until"] if fixed else None,
         "held_by": hold.get("by") if fixed else None,
+        "fault": await record.fault() or None,
     }

@@ -14,6 +14,7 @@ from flatfleet.hooks import autoscaling as actions
 from flatfleet.runtime import autoscaler, bundle, metrics, orders
 from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.errors import StoreUnavailable, UsageError
+from flatfleet.runtime.faults import describe
 from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.replay import decisions as log
 from jsonschema import Draft7Validator
@@ -298,6 +299,66 @@ async def test_an_error_while_deciding_does_not_end_the_machine(crew, monkeypatc
     assert (await until(decided))[0]["note"]
     crew.fleet.drain()
     assert await asyncio.wait_for(running, SOON) == {"pool": "p"}
+
+
+async def test_whatever_fails_is_told_once_and_once_when_it_works_again(crew, monkeypatch, caplog):
+    """A bug while deciding is no silence of the store: the demand is not taken for an old one."""
+    caplog.set_level("INFO", "flatfleet.notices")
+    context = crew.context(idle_terminate=0, interval=10, stale_after=30)
+    await crew.record.set_target(4)
+
+    def broken(*args):
+        raise OverflowError("int too large")
+
+    with monkeypatch.context() as bug:
+        bug.setattr(autoscaler.deciding, "decide", broken)
+        for _ in range(3):
+            with pytest.raises(OverflowError) as raised:
+                await actions.decide(await actions.observe(context, crew.fleet), crew.fleet)
+            context["error"] = describe(raised.value)
+            await actions.away(context, crew.fleet)
+    fault = (await orders.in_force(crew.record, time.time()))["fault"]
+    assert (fault["why"], fault["store"]) == ("OverflowError: int too large", False)
+    context["fault"]["at"] -= 61
+    decision = await crew.round(context)
+    assert decision["note"] == "nothing could be decided (OverflowError: int too large) for 61 s"
+    assert decision["outcome"] == "down"
+    assert "note" not in await crew.round(context)
+    assert (await orders.in_force(crew.record, time.time()))["fault"] is None
+    assert [(each.levelname, each.getMessage()) for each in caplog.records if each.name == "flatfleet.notices"] == [
+        ("WARNING", "the autoscaler of fleet p cannot decide: OverflowError: int too large"),
+        ("INFO", "the autoscaler of fleet p can decide again"),
+    ]
+
+
+async def test_a_bug_that_a_silence_follows_counts_as_a_silence(crew):
+    context = crew.context()
+    await actions.observe(context, crew.fleet)
+    context["error"] = {"type": "ValueError", "message": "a bug"}
+    await actions.away(context, crew.fleet)
+    context["error"] = {"type": "StoreUnavailable", "message": "locked"}
+    await actions.away(context, crew.fleet)
+    assert context["fault"] == {"at": context["seen"]["at"], "why": "locked", "store": True, "kept": True}
+
+
+async def test_the_fault_of_a_process_that_has_ended_is_forgotten(crew):
+    await crew.record.keep_fault({"at": 1.0, "why": "a bug", "store": False})
+    assert "note" not in await crew.round(crew.context())
+    assert await crew.record.fault() == {}
+
+
+async def test_a_fault_that_cannot_be_noted_is_noted_later(crew, monkeypatch):
+    context = crew.context(interval=0.01, stale_after=0.05)
+
+    async def hangs(*args):
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as away:
+        away.setattr(crew.store.driver, "put", hangs)
+        await actions.away(context, crew.fleet)
+    assert await crew.record.fault() == {}
+    await actions.away(context, crew.fleet)
+    assert await crew.record.fault()
 
 
 async def test_it_ends_at_once_when_its_process_stops(crew):

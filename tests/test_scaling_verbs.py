@@ -126,7 +126,8 @@ def test_scaling_is_paused_and_resumed(say):
     assert 500 < orders["until"] - time.time() <= 600
     about = json.loads(say("status", "--json"))["pools"]["papers"]["scaling"]
     assert about == {
-        "paused": True, "paused_until": orders["until"], "paused_by": messages.sender(), "held_until": None, "held_by": None
+        "paused": True, "paused_until": orders["until"], "paused_by": messages.sender(), "held_until": None, "held_by": None,
+        "fault": None,
     }  # fmt: skip
     assert say("resume-scaling") == "scaling of papers is resumed\n"
     orders = do(lambda fleet, store: fleet.orders())
@@ -134,6 +135,24 @@ def test_scaling_is_paused_and_resumed(say):
     assert json.loads(say("resume-scaling", "--json"))["scaling_paused"] is False
     say("pause-scaling")
     assert do(lambda fleet, store: fleet.orders())["resumed_at"] >= orders["resumed_at"]
+
+
+def test_an_autoscaler_that_cannot_decide_is_shown(decided, say):
+    fault = {"at": time.time() - 61, "why": "OverflowError: too large", "store": False}
+    do(lambda fleet, store: fleet.keep_fault(fault))
+    told = "the autoscaler cannot decide, for 1m01s by now: OverflowError: too large\n"
+    assert f"  {told}" in say("status")
+    assert json.loads(say("status", "--json"))["pools"]["papers"]["scaling"]["fault"] == fault
+    assert say("explain-scaling").startswith(f"papers: {told}\n")
+    assert all(json.loads(line) for line in say("explain-scaling", "--json").splitlines())
+    do(lambda fleet, store: fleet.keep_fault({}))
+    assert "cannot" not in say("status") + say("explain-scaling")
+
+
+def test_one_that_has_never_decided_says_why(say):
+    do(lambda fleet, store: fleet.set_target(4))
+    do(lambda fleet, store: fleet.keep_fault({"at": time.time(), "why": "locked", "store": True}))
+    assert "papers: the autoscaler cannot decide, for " in say("explain-scaling")
 
 
 def test_the_status_says_who_holds_the_target(say):

@@ -79,6 +79,13 @@ class FleetRecord:
         """Let the autoscaler decide again, also where a message sent before `at` holds the target."""
         await self._driver.put(f"fleet/{self.name}/orders", {"paused": False, "until": None, "resumed_at": at})
 
+    async def fault(self) -> dict[str, Any]:
+        """Why the autoscaler cannot decide: `why`, and since when (`at`, s since the epoch); {} if it can."""
+        return await self._entry("fault")
+
+    async def keep_fault(self, fault: Mapping[str, Any]) -> None:
+        await self._driver.put(f"fleet/{self.name}/fault", dict(fault))
+
     async def hold(self) -> dict[str, Any]:
         """The last message that holds the target: `until` and `at` (s since the epoch), `by`, its decision's `id`; or {}."""
         return await self._entry("hold")

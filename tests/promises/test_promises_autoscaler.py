@@ -175,6 +175,10 @@ def test_a_store_that_does_not_answer_gives_no_scale_down_and_a_reason(trial, si
         ["first", "a0", "a1", "a2", "a3"], "completed"
     )
     fleet.end()
+    said = [line for line in fleet.process.err.read_text().splitlines() if "the autoscaler of fleet trial" in line]
+    assert len(said) == 2, said
+    assert said[0].startswith("WARNING the autoscaler of fleet trial cannot decide: the store ")
+    assert said[1] == "INFO the autoscaler of fleet trial can decide again"
 
 
 def test_the_autoscaler_of_a_killed_host_goes_on_in_another_one(trial, size):
