@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from flatfleet.commands import exits
+from flatfleet.commands.durations import span
 from flatfleet.commands.finding import count, few
 from flatfleet.commands.terminal import plain
 from flatfleet.runtime import decisions
@@ -67,6 +69,11 @@ def asked(message: Any) -> str:
     if isinstance(message, dict) and isinstance(message.get("drain"), list):
         return f"drain {few(map(str, message['drain']), 3)}"
     return decisions.shown(message, 60)
+
+
+def since(fault: Mapping[str, Any]) -> str:
+    """Since when an autoscaler cannot decide, and why."""
+    return plain(f"for {span(max(0.0, time.time() - fault['at']))} by now: {fault['why']}")
 
 
 def _levels(decision: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flatfleet.commands import cli, exits, finding
+from flatfleet.commands import cli, decided, exits, finding
 from flatfleet.commands.durations import moment, span
 from flatfleet.commands.terminal import plain, show
 from flatfleet.runtime.errors import UsageError
@@ -36,10 +36,14 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
     record = parts.store.fleet((await finding.pool(options, parts.store)).name)
-    found = await record.policy_decisions(DECISIONS)
+    found, fault = await record.policy_decisions(DECISIONS), await record.fault()
     chosen = [each for each in found if each["outcome"] != "hold" or not options.changes]
     last = options.last or (len(chosen) if options.json else 1)
     chosen = chosen[-last:]
+    if fault and not options.json:
+        show(f"{record.name}: the autoscaler cannot decide, {decided.since(fault)}\n")
+    if not found and fault:
+        return exits.DONE
     if not found:
         start = cli.again(options, "package:flatfleet/launcher.yml", "--policy", "auto")
         raise UsageError(f"fleet '{record.name}' has no autoscaler that has decided anything; start one: {start}")

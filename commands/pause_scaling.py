@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from flatfleet.commands import cli, exits, finding
+from flatfleet.commands import cli, exits, finding, messages
 from flatfleet.commands.durations import seconds, until
 from flatfleet.commands.terminal import document, show
 
@@ -30,7 +30,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
 async def command(options: argparse.Namespace, parts: Any) -> int:
     record = parts.store.fleet((await finding.pool(options, parts.store)).name)
     at = None if options.span is None else time.time() + options.span
-    await record.pause_scaling(at)
+    await record.pause_scaling(at, messages.sender())
     if options.json:
         document({"store": parts.store.shown, "fleet": record.name, "scaling_paused": True, "scaling_paused_until": at})
     else:

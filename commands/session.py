@@ -12,7 +12,7 @@ from typing import Any
 
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.signals import GRACE, Signals
-from flatfleet.runtime.errors import StoreError
+from flatfleet.runtime.errors import StoreError, StoreGone
 
 DEADLINE = 30.0
 """Seconds that the items in hand have to finish after the first interrupt."""
@@ -66,17 +66,23 @@ class Session:
     async def _finish(self, closer: asyncio.Task[None]) -> tuple[Any, BaseException | None]:
         main, engine = self._main, self._parts.engine
         assert main is not None
+        gone = asyncio.create_task(_never() if self._dispatcher is None else self._dispatcher.gone())
         try:
-            await asyncio.wait([main, closer], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([main, closer, gone], return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not main.done():
+                main.cancel()
+                await asyncio.wait([main], timeout=HANDOVER)
             output, error = _outcome(main)
+            error = error or _ended(gone)
             if error is None and not self.interrupted:
                 await self._progress.launched(output)
-                if self._parts.fleet.served and engine.live():
+                if self._parts.fleet.served and (engine.live() or (self._dispatcher and self._dispatcher.fleets)):
                     self._progress.served()
             if error is not None:
                 await engine.close(0)
             joined = asyncio.create_task(self._join(output) if error is None else engine.join())
-            await asyncio.wait([joined, closer], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([joined, closer, gone], return_when=asyncio.FIRST_COMPLETED)
+            error = error or _ended(gone)
             joined.cancel()
             if not self.interrupted:
                 await engine.close(0)  # what runs in the background
@@ -89,6 +95,7 @@ class Session:
             if self.interrupted:
                 await closer
             closer.cancel()
+            gone.cancel()
         return output, error
 
     async def _join(self, output: Any) -> None:
@@ -171,6 +178,14 @@ class Session:
 def is_parked(output: Any) -> bool:
     """True if a machine's output says that it waits for a message."""
     return isinstance(output, dict) and bool(output.get("_waiting"))
+
+
+async def _never() -> StoreGone:
+    return await asyncio.Future[StoreGone]()
+
+
+def _ended(gone: asyncio.Task[StoreGone]) -> StoreGone | None:
+    return gone.result() if gone.done() else None
 
 
 def _outcome(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from flatfleet.commands import cli, decided, engines, exits, finding
 from flatfleet.commands.durations import span, until
 from flatfleet.commands.finding import count
 from flatfleet.commands.terminal import document, plain, show
-from flatfleet.runtime import engine_notes, routing, scaling
+from flatfleet.runtime import engine_notes, orders, routing, scaling
 from flatfleet.runtime.owner import is_dead
 
 SHOWN = 20
@@ -84,6 +85,7 @@ async def _pool(store: Any, name: str, records: Sequence[Any]) -> dict[str, Any]
         "messages": len(await store.signals.peek(fleet.channel)),
         "at_work": await decided.at_work(store, name),
         "last_decision": decisions[-1] if decisions else None,
+        "scaling": await orders.in_force(fleet, time.time()),
     }
 
 
@@ -95,6 +97,7 @@ def _lines(name: str, about: dict[str, Any]) -> list[str]:
     if about["paused"]:
         lines.append(f"  paused until {until(about['paused_until'])}")
     decision = about["last_decision"]
+    lines += [f"  {plain(line)}" for line in _orders(about["scaling"])]
     if about["target"] is not None or about["hosts"] or about["messages"]:
         lines.append("  " + " · ".join(_fleet(about)))
     if about["at_work"] is not None:
@@ -102,6 +105,17 @@ def _lines(name: str, about: dict[str, Any]) -> list[str]:
     if decision is not None:
         lines.append(f"  last decision, {span(max(0.0, time.time() - decision['at']))} ago: {decided.told(decision)}")
     return lines
+
+
+def _orders(scaling: dict[str, Any]) -> Iterator[str]:
+    by = {name: f" by {scaling[name]}" if scaling[name] else "" for name in ("paused_by", "held_by")}
+    if scaling["paused"]:
+        ends = scaling["paused_until"]
+        yield f"scaling is paused{by['paused_by']} until {until(math.inf if ends is None else ends)}"
+    if scaling["held_until"] is not None:
+        yield f"the target is held{by['held_by']} until {until(scaling['held_until'])}"
+    if scaling["fault"]:
+        yield f"the autoscaler cannot decide, {decided.since(scaling['fault'])}"
 
 
 def _fleet(about: dict[str, Any]) -> list[str]:

@@ -13,6 +13,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from flatfleet.runtime.notices import NAME
+
 _LIBRARIES = ("flatmachines", "flatagents")
 
 
@@ -75,13 +77,15 @@ class _Log(logging.Handler):
 def log_to_stderr(verbose: bool) -> None:
     """Send every log to standard error, also those of the SDK, which would write them to standard output.
 
-    Without `verbose` only errors are shown; FLATAGENTS_LOG_LEVEL can ask for more. Warnings of libraries are logs, too.
+    Without `verbose` only errors and notices are shown; FLATAGENTS_LOG_LEVEL can ask for more.
+    Warnings of libraries are logs, too.
     """
     level = logging.INFO if verbose else logging.ERROR
     handler = _Log()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
+    logging.getLogger(NAME).setLevel(logging.INFO)
     asked = logging.getLevelNamesMapping().get(os.environ.get("FLATAGENTS_LOG_LEVEL", "").upper(), level)
     for name in _LIBRARIES:
         logger = logging.getLogger(name)

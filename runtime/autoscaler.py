@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
 from flatfleet.runtime import fleet_settings, metrics, routing
 from flatfleet.runtime.errors import StoreError, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
-from flatfleet.runtime.policies import deciding, memory
+from flatfleet.runtime.notices import notices
+from flatfleet.runtime.orders import BY, ordered
+from flatfleet.runtime.policies import deciding
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Settings, settings
 from flatfleet.runtime.values import text
@@ -23,16 +26,13 @@ Step = Callable[["Autoscaler"], Coroutine[Any, Any, dict[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
-BY = "autoscaler"
-LOOKED_THROUGH = 50
-"""Decisions of the scaler among which the latest order to hold is looked for."""
 FOREVER = 1e9
 """Seconds, 31 years: workers under an autoscaler do not retire by themselves."""
 POLL = 1.0
 """Seconds between two looks whether a batch is done."""
+_OF_THE_STORE = ("StoreError", "StoreUnavailable", "StoreGone")
 SPOT = "spot"
 """The capability of a host that may be taken away at any time, and costs less."""
-_DONE = ("applied", "unchanged")
 
 
 def serve(context: dict[str, Any], fleet: Fleet) -> int | None:
@@ -46,23 +46,6 @@ def serve(context: dict[str, Any], fleet: Fleet) -> int | None:
     context["idle_timeout"] = FOREVER
     fleet.served = context.get("until_empty") not in (True, "true", "True")
     return settings(context["policy"]).min
-
-
-def ordered(
-    state: Mapping[str, Any], orders: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]], at: float
-) -> dict[str, Any]:
-    """The policies' state with what people have ordered: scaling is paused, or a message of theirs holds the target."""
-    until = orders.get("until")
-    if orders.get("paused") and (until is None or at < until):
-        return memory.pause({name: value for name, value in state.items() if name != "hold_until"})
-    found = memory.pause(state, False)
-    for each in reversed(decisions):
-        hold = each["message"].get("hold") if isinstance(each.get("message"), Mapping) else None
-        if hold is not None and each.get("outcome") in _DONE and each.get("by") != BY:
-            ends = each["at"] + hold
-            held = at < ends and each["at"] > orders.get("resumed_at", 0.0)
-            return memory.hold(found, ends) if held else found
-    return found
 
 
 def _answered(step: Step) -> Step:
@@ -95,7 +78,8 @@ class Autoscaler:
         if context["closed"]:
             return context
         o = await self._servable(await metrics.observe(self._fleet.store, self._record.name, self._settings()))
-        silent = min(context.get("silent") or began, began)
+        fault = context.get("fault") or {}
+        silent = min(fault["at"], began) if fault.get("store") else began
         context["seen"] = replace(o, measured=min(o.at, silent)).data()
         return context
 
@@ -112,17 +96,18 @@ class Autoscaler:
     async def decide(self) -> dict[str, Any]:
         context, s = self._context, self._settings()
         o = Observation.of(context["seen"])
-        state, orders, decisions = await asyncio.gather(
-            self._record.policy_state(), self._record.orders(), self._record.decisions(LOOKED_THROUGH)
+        state, orders, hold = await asyncio.gather(
+            self._record.policy_state(), self._record.orders(), self._record.hold()
         )
-        before = ordered(state, orders, decisions, o.at)
+        before = ordered(state, orders, hold, o.at)
         decision, kept = deciding.decide(o, s, before)
         data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
         if before != state or not context.get("begun"):
             data["state"] = before  # a replay cannot know of a restart, or of what people have ordered
         notes = []
-        if context.get("silent"):
-            notes.append(f"the store had not answered for {max(0.0, o.at - context['silent']):.0f} s")
+        if fault := context.get("fault"):
+            what = "the store had not answered" if fault["store"] else f"nothing could be decided ({fault['why']})"
+            notes.append(f"{what} for {max(0.0, o.at - fault['at']):.0f} s")
         if decision.capacity == SPOT and SPOT not in self._fleet.capabilities and decision.outcome == "up":
             notes.append("there are no spot workers here (a host that is one says so: --capabilities spot)")
         if notes:
@@ -147,19 +132,34 @@ class Autoscaler:
 
     @_answered
     async def record(self) -> dict[str, Any]:
-        context = self._context
-        await asyncio.gather(
-            self._record.decide_policy(context["decision"]), self._record.keep_policy_state(context["state"])
-        )
-        context.update(begun=True, silent=None, decision=None, state=None)
+        context, record = self._context, self._record
+        fault = context.get("fault")
+        await asyncio.gather(record.decide_policy(context["decision"]), record.keep_policy_state(context["state"]))
+        if fault or not context.get("begun"):
+            await record.keep_fault({})
+        if fault:
+            notices.info("the autoscaler of fleet %s can decide again", record.name)
+        context.update(begun=True, fault=None, decision=None, state=None)
         return context
 
     async def away(self) -> dict[str, Any]:
-        context = self._context
-        why = (context.get("error") or {}).get("message") or context.get("last_error")
-        if not context.get("silent"):
-            context["silent"] = (context.get("seen") or {}).get("at") or time.time()
-            logger.warning("the autoscaler of fleet %s cannot decide: %s", self._record.name, why)
+        """Say that nothing can be decided, once until something can be, and note it in the store as soon as that answers."""
+        context, name = self._context, self._record.name
+        error = context.get("error") or {"message": context.get("last_error"), "type": context.get("last_error_type")}
+        kind = error.get("type") or "StoreUnavailable"
+        store = kind in _OF_THE_STORE
+        why = str(error["message"] if store else f"{kind}: {error['message']}")
+        fault = context.get("fault")
+        if not fault:
+            notices.warning("the autoscaler of fleet %s cannot decide: %s", name, why)
+        if not fault or (store and not fault["store"]):
+            seen = (context.get("seen") or {}).get("at") if store else None
+            fault = context["fault"] = {"at": seen or time.time(), "why": why[:1000], "store": store}
+        if not fault.get("kept"):
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(min(POLL, self._settings().interval)):
+                    await self._record.keep_fault(fault)
+                    fault["kept"] = True
         return context
 
     async def rest(self) -> dict[str, Any]:

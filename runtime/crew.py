@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flatfleet.runtime import decisions, metrics, scaling
+from flatfleet.runtime import decisions, metrics, orders, scaling
 from flatfleet.runtime.dispatcher import scaler_of
 from flatfleet.runtime.engines.hold import hold
 from flatfleet.runtime.fleet import Fleet
@@ -159,6 +159,7 @@ class Crew:
         entry = self._store.fleet(self.name)
         if decisions.reconciles(decision["message"]) and decision["outcome"] == "applied":
             decision["target"] = await entry.target()
+        await orders.keep_hold(entry, decision)
         await entry.decide(decision)
 
     async def unscaled(self, look: Look) -> bool:

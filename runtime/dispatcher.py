@@ -12,7 +12,7 @@ from functools import partial
 
 from flatfleet.runtime.engines.contract import Engine, Outcome
 from flatfleet.runtime.engines.hold import hold
-from flatfleet.runtime.errors import StoreError
+from flatfleet.runtime.errors import StoreError, StoreGone
 from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.stores.bell import heard
 from flatfleet.runtime.stores.records import CUT_OFF, DELIVERED, LIVE_WORKER, WAITING, WOKEN
@@ -34,8 +34,6 @@ twice as long each time."""
 
 SCALER = ".scaler"
 """How the ids of scalers end; what stands before it is the fleet, and only a host of that fleet resumes them."""
-
-
 AUTOSCALER = ".autoscaler"
 """How the ids of autoscalers end; any host of the fleet takes one up whose process is gone."""
 
@@ -73,6 +71,7 @@ class Dispatcher:
         self._orphans_at = 0.0
         self._adopts_at = math.inf
         self._hosted: dict[str, bool] = {}
+        self._lost, self._fault = asyncio.Event(), StoreGone()
         engine.on_named = self._named
 
     @property
@@ -91,6 +90,11 @@ class Dispatcher:
         """Look now, and from now on."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="flatfleet-dispatcher")
+
+    async def gone(self) -> StoreGone:
+        """Wait until the store cannot be used any more, and return why."""
+        await self._lost.wait()
+        return self._fault
 
     async def stop(self) -> None:
         """Resume nothing more, and be no host any more; machines that run go on."""
@@ -202,6 +206,9 @@ class Dispatcher:
             while True:
                 try:
                     await self.look()
+                except StoreGone as error:
+                    self._fault = error
+                    return self._lost.set()
                 except StoreError as error:
                     logger.warning("no messages can be delivered: %s", error)
                 except Exception:

@@ -8,6 +8,7 @@ FleetError
 │   └── EngineUrlError      an engine that is not known, or cannot be had with this store
 ├── StoreError              the store cannot do what was asked (exit code 3)
 │   ├── StoreUnavailable    it cannot be opened, read or written at all
+│   │   └── StoreGone       nor ever again by this process: another one stands in its place, or none
 │   └── WorkerConflict      a worker id that is alive elsewhere
 ├── EngineError             an engine cannot run what was launched (exit code 4)
 │   ├── PoolAtCapacity      all hosts are full, and there may be no more of them
@@ -74,6 +75,10 @@ class StoreError(FleetError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be opened, read or written at all."""
+
+
+class StoreGone(StoreUnavailable):
+    """The store was deleted, replaced or cut off while in use: this process cannot go on, however long it waits."""
 
 
 class WorkerConflict(StoreError):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from importlib import resources
 
 import pytest
 import yaml
 from flatfleet.hooks import autoscaling as actions
-from flatfleet.runtime import autoscaler, bundle, metrics
+from flatfleet.runtime import autoscaler, bundle, metrics, orders
+from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.errors import StoreUnavailable, UsageError
+from flatfleet.runtime.faults import describe
 from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.replay import decisions as log
 from jsonschema import Draft7Validator
@@ -298,6 +301,66 @@ async def test_an_error_while_deciding_does_not_end_the_machine(crew, monkeypatc
     assert await asyncio.wait_for(running, SOON) == {"pool": "p"}
 
 
+async def test_whatever_fails_is_told_once_and_once_when_it_works_again(crew, monkeypatch, caplog):
+    """A bug while deciding is no silence of the store: the demand is not taken for an old one."""
+    caplog.set_level("INFO", "flatfleet.notices")
+    context = crew.context(idle_terminate=0, interval=10, stale_after=30)
+    await crew.record.set_target(4)
+
+    def broken(*args):
+        raise OverflowError("int too large")
+
+    with monkeypatch.context() as bug:
+        bug.setattr(autoscaler.deciding, "decide", broken)
+        for _ in range(3):
+            with pytest.raises(OverflowError) as raised:
+                await actions.decide(await actions.observe(context, crew.fleet), crew.fleet)
+            context["error"] = describe(raised.value)
+            await actions.away(context, crew.fleet)
+    fault = (await orders.in_force(crew.record, time.time()))["fault"]
+    assert (fault["why"], fault["store"]) == ("OverflowError: int too large", False)
+    context["fault"]["at"] -= 61
+    decision = await crew.round(context)
+    assert decision["note"] == "nothing could be decided (OverflowError: int too large) for 61 s"
+    assert decision["outcome"] == "down"
+    assert "note" not in await crew.round(context)
+    assert (await orders.in_force(crew.record, time.time()))["fault"] is None
+    assert [(each.levelname, each.getMessage()) for each in caplog.records if each.name == "flatfleet.notices"] == [
+        ("WARNING", "the autoscaler of fleet p cannot decide: OverflowError: int too large"),
+        ("INFO", "the autoscaler of fleet p can decide again"),
+    ]
+
+
+async def test_a_bug_that_a_silence_follows_counts_as_a_silence(crew):
+    context = crew.context()
+    await actions.observe(context, crew.fleet)
+    context["error"] = {"type": "ValueError", "message": "a bug"}
+    await actions.away(context, crew.fleet)
+    context["error"] = {"type": "StoreUnavailable", "message": "locked"}
+    await actions.away(context, crew.fleet)
+    assert context["fault"] == {"at": context["seen"]["at"], "why": "locked", "store": True, "kept": True}
+
+
+async def test_the_fault_of_a_process_that_has_ended_is_forgotten(crew):
+    await crew.record.keep_fault({"at": 1.0, "why": "a bug", "store": False})
+    assert "note" not in await crew.round(crew.context())
+    assert await crew.record.fault() == {}
+
+
+async def test_a_fault_that_cannot_be_noted_is_noted_later(crew, monkeypatch):
+    context = crew.context(interval=0.01, stale_after=0.05)
+
+    async def hangs(*args):
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as away:
+        away.setattr(crew.store.driver, "put", hangs)
+        await actions.away(context, crew.fleet)
+    assert await crew.record.fault() == {}
+    await actions.away(context, crew.fleet)
+    assert await crew.record.fault()
+
+
 async def test_it_ends_at_once_when_its_process_stops(crew):
     machine = crew.kit.machine(bundle.load("package:flatfleet/autoscaler.yml"))
     running = asyncio.create_task(machine.execute(input=crew.context(interval=3600, stale_after=4000)))
@@ -342,33 +405,76 @@ async def test_a_policy_that_is_none_is_refused(crew, tmp_path):
 # -- orders by hand ----------------------------------------------------------------------------------------------------
 
 
-def told(at, hold=None, by="ann", outcome="applied"):
-    return {"at": at, "by": by, "outcome": outcome, "message": {"target": 1} | ({} if hold is None else {"hold": hold})}
+HELD = {"at": 90.0, "until": 150.0, "by": "ann", "id": "d"}
 
 
 @pytest.mark.parametrize(
-    ("orders", "decisions", "expected"),
+    ("ordered", "hold", "expected"),
     [
-        ({}, [], {}),
-        ({"paused": True, "until": None}, [], {"paused": True}),
-        ({"paused": True, "until": 101.0}, [], {"paused": True}),
-        ({"paused": True, "until": 100.0}, [], {}),
-        ({}, [told(90.0, 60)], {"hold_until": 150.0}),
-        ({}, [told(90.0, 60), told(95.0)], {"hold_until": 150.0}),
-        ({}, [told(90.0, 60), told(95.0, 6)], {"hold_until": 101.0}),
-        ({}, [told(90.0, 60), told(95.0, 1)], {}),
-        ({}, [told(90.0, 60, outcome="refused")], {}),
-        ({}, [told(90.0, 60, by="autoscaler")], {}),
-        ({}, [{"at": 99.0, "outcome": "rejected", "message": "x"}], {}),
-        ({"resumed_at": 91.0}, [told(90.0, 60)], {}),
-        ({"resumed_at": 89.0}, [told(90.0, 60)], {"hold_until": 150.0}),
+        ({}, {}, {}),
+        ({"paused": True, "until": None}, {}, {"paused": True}),
+        ({"paused": True, "until": 101.0}, {}, {"paused": True}),
+        ({"paused": True, "until": 100.0}, {}, {}),
+        ({}, HELD, {"hold_until": 150.0}),
+        ({"paused": True, "until": None}, HELD, {"paused": True}),
+        ({}, {**HELD, "until": 100.0}, {}),
+        ({"resumed_at": 91.0}, HELD, {}),
+        ({"resumed_at": 89.0}, HELD, {"hold_until": 150.0}),
     ],
 )
-def test_what_people_have_ordered(orders, decisions, expected):
+def test_what_people_have_ordered(ordered, hold, expected):
     for before in ({}, {"paused": True}, {"hold_until": 1e9}):
-        found = autoscaler.ordered({"changed_at": 5.0, **before}, orders, decisions, 100.0)
+        found = orders.ordered({"changed_at": 5.0, **before}, ordered, hold, 100.0)
         found.pop("version", None)
         assert found == {"changed_at": 5.0, **expected}
+
+
+def decided(name, message, by="ann", outcome="applied"):
+    return {"id": name, "by": by, "outcome": outcome, "message": message, "target": message.get("target")}
+
+
+async def test_a_hold_lasts_its_time_whatever_else_is_decided(crew):
+    """Of two orders to hold the later one counts; whatever holds nothing leaves it as it is."""
+    keep = Crew(crew.fleet, "p").keep
+    await keep(decided("a", {"target": 1, "hold": 600}))
+    first = await crew.record.hold()
+    assert (first["by"], first["until"] - first["at"]) == ("ann", 600)
+    others = [{"reconcile": True}, {"target": 2}, {"target": 1, "hold": 9}, {"target": 1, "hold": 9}, {"target": 1}]
+    senders = [("reaper", "applied"), ("bob", "applied"), ("bob", "refused"), ("autoscaler", "applied")]
+    for n, (message, (by, outcome)) in enumerate(zip(others, [*senders, ("bob", "failed")], strict=True)):
+        await keep(decided(f"b{n}", message, by, outcome))
+    for n in range(60):
+        await keep(decided(f"c{n}", {"target": 1, "if_current": 1}, "autoscaler"))
+    await keep(decided("a", {"target": 1, "hold": 600}))  # once more, after a crash
+    await keep({"id": "w", "by": None, "outcome": "rejected", "message": "hold", "target": None})
+    assert await crew.record.hold() == first
+    await crew.push(3)
+    for context in (crew.context(), crew.context()):  # the second one is another process
+        for _ in range(2):
+            decision = await crew.round(context)
+            assert (decision["desired"], decision["bound_by"]) == (1, "hold")
+    await keep(decided("e", {"target": 1, "hold": 0.001}, outcome="unchanged"))
+
+    async def over():
+        return not (await orders.in_force(crew.record, time.time()))["held_until"]
+
+    await until(over)
+    assert (await crew.round(crew.context()))["desired"] == 3
+
+
+async def test_the_scaler_keeps_a_hold(crew):
+    async with crew.runs(max=3):
+        message = {"id": "mine", "target": 2, "hold": 600, "by": "ann"}
+        await crew.store.signals.send(crew.record.channel, message)
+        hold = await until(crew.record.hold)
+    assert (hold["id"], hold["by"], hold["until"] - hold["at"]) == ("mine", "ann", 600)
+
+
+async def test_resuming_ends_a_hold(crew):
+    await Crew(crew.fleet, "p").keep(decided("a", {"target": 1, "hold": 600}))
+    await crew.record.resume_scaling(time.time())
+    await crew.push(3)
+    assert (await crew.round(crew.context()))["desired"] == 3
 
 
 async def test_a_pause_holds_the_target_until_scaling_is_resumed(crew):

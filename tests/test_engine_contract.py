@@ -161,6 +161,18 @@ async def test_launching_is_idempotent_by_worker_id(any_kit, engine, gate, flow)
     assert await gate.runs() == 2
 
 
+async def test_what_has_a_name_is_no_worker(any_kit, engine, gate, flow):
+    """The progress counts what is live: an autoscaler is none of them."""
+    caller = any_kit.machine(flow({"start": {"type": "final"}}))
+    await engine.launch(caller, Bundle.of(task(flow)), {"machine_id": "p.autoscaler"}, "e1")
+    assert engine.live() == 0
+    await engine.launch(caller, Bundle.of(task(flow)), {"worker_id": "w1"}, "e2")
+    assert engine.live() == 1
+    await gate.open()
+    await engine.join()
+    assert await gate.runs() == 2
+
+
 async def test_without_a_worker_id_each_execution_id_is_one(any_kit, engine, gate, flow):
     caller = any_kit.machine(flow({"start": {"type": "final"}}))
     for execution_id in ("e1", "e1", "e2"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from flatfleet import hooks
-from flatfleet.commands import run
+from flatfleet.commands import messages, run
 from flatfleet.run import main
 from flatfleet.runtime import fleet_settings
 from flatfleet.runtime.errors import UsageError
@@ -117,17 +117,53 @@ def test_the_autoscalers_decisions_are_no_pool_and_no_decision_of_the_scaler(dec
 def test_scaling_is_paused_and_resumed(say):
     do(lambda fleet, store: fleet.set_target(4))
     assert "is paused until it is resumed. To go on: flatfleet resume-scaling" in say("pause-scaling")
-    assert do(lambda fleet, store: fleet.orders()) == {"paused": True, "until": None}
+    told = do(lambda fleet, store: fleet.orders())
+    assert (told["paused"], told["until"], told["by"]) == (True, None, messages.sender())
+    assert f"  scaling is paused by {messages.sender()} until it is resumed\n" in say("status")
     document = json.loads(say("pause-scaling", "--for", "10m", "--json"))
     orders = do(lambda fleet, store: fleet.orders())
     assert orders["until"] == document["scaling_paused_until"]
     assert 500 < orders["until"] - time.time() <= 600
+    about = json.loads(say("status", "--json"))["pools"]["papers"]["scaling"]
+    assert about == {
+        "paused": True, "paused_until": orders["until"], "paused_by": messages.sender(), "held_until": None, "held_by": None,
+        "fault": None,
+    }  # fmt: skip
     assert say("resume-scaling") == "scaling of papers is resumed\n"
     orders = do(lambda fleet, store: fleet.orders())
     assert orders["paused"] is False
     assert json.loads(say("resume-scaling", "--json"))["scaling_paused"] is False
     say("pause-scaling")
     assert do(lambda fleet, store: fleet.orders())["resumed_at"] >= orders["resumed_at"]
+
+
+def test_an_autoscaler_that_cannot_decide_is_shown(decided, say):
+    fault = {"at": time.time() - 61, "why": "OverflowError: too large", "store": False}
+    do(lambda fleet, store: fleet.keep_fault(fault))
+    told = "the autoscaler cannot decide, for 1m01s by now: OverflowError: too large\n"
+    assert f"  {told}" in say("status")
+    assert json.loads(say("status", "--json"))["pools"]["papers"]["scaling"]["fault"] == fault
+    assert say("explain-scaling").startswith(f"papers: {told}\n")
+    assert all(json.loads(line) for line in say("explain-scaling", "--json").splitlines())
+    do(lambda fleet, store: fleet.keep_fault({}))
+    assert "cannot" not in say("status") + say("explain-scaling")
+
+
+def test_one_that_has_never_decided_says_why(say):
+    do(lambda fleet, store: fleet.set_target(4))
+    do(lambda fleet, store: fleet.keep_fault({"at": time.time(), "why": "locked", "store": True}))
+    assert "papers: the autoscaler cannot decide, for " in say("explain-scaling")
+
+
+def test_the_status_says_who_holds_the_target(say):
+    ends = time.time() + 600
+    do(lambda fleet, store: fleet.set_target(4))
+    do(lambda fleet, store: fleet.keep_hold({"id": "d", "at": ends - 600, "until": ends, "by": "ann@there"}))
+    about = json.loads(say("status", "--json"))["pools"]["papers"]["scaling"]
+    assert (about["paused"], about["held_until"], about["held_by"]) == (False, ends, "ann@there")
+    assert "  the target is held by ann@there until " in say("status")
+    say("resume-scaling")
+    assert "held" not in say("status")
 
 
 def test_a_scale_message_may_hold_the_target(say):

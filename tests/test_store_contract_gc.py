@@ -405,7 +405,7 @@ async def test_a_vacuum_makes_the_file_shorter_by_what_it_says(driver, clock):
 
 
 async def test_a_shorter_file_is_not_taken_for_a_damaged_one(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr("flatfleet.runtime.stores.group.CHECK_EVERY", 0.0)
+    monkeypatch.setattr("flatfleet.runtime.stores.same_file.CHECK_EVERY", 0.0)
     driver = SQLiteDriver(tmp_path / "fleet.db", clock=clock)
     await heavy(driver, clock)
     waiting = [asyncio.create_task(driver.vacuum())] + [asyncio.create_task(take(driver)) for _ in range(20)]

@@ -56,7 +56,10 @@ class Engine(Protocol):
         ...
 
     def live(self) -> int:
-        """Launched machines that have not ended; those in the background do not count, nor those resumed."""
+        """Launched machines that have not ended: workers, as a rule.
+
+        Those with a `machine_id` (scalers, autoscalers) do not count, nor those in the background, nor those resumed.
+        """
         ...
 
     def owners(self) -> Collection[str]:

@@ -39,6 +39,7 @@ class InlineEngine(MachineInvoker):
         self._store = fleet.store
         self._tasks: dict[str, asyncio.Task[Outcome]] = {}
         self._background: set[str] = set()
+        self._names: set[str] = set()
         self._resumed: set[str] = set()
         self._failures: deque[tuple[str, BaseException]] = deque(maxlen=KEPT_FAILURES)
         self._bundles = Bundles(fleet.store)
@@ -68,7 +69,9 @@ class InlineEngine(MachineInvoker):
             return
         if stays(machine.config, {}):
             self._background.add(machine_id)
-        self._start(machine_id, self._launched(machine, machine_id, input_data, bool(input_data.get("machine_id"))))
+        if named := bool(input_data.get("machine_id")):
+            self._names.add(machine_id)
+        self._start(machine_id, self._launched(machine, machine_id, input_data, named))
         if machine_id not in self._background:
             self.on_change("began", machine_id, None, False)
 
@@ -101,7 +104,7 @@ class InlineEngine(MachineInvoker):
             return await self._run_named(under(held, machine), input_data, held)
 
     def live(self) -> int:
-        return len(self._tasks.keys() - self._background - self._resumed)
+        return len(self._tasks.keys() - self._background - self._names - self._resumed)
 
     def owners(self) -> Collection[str]:
         return (self._store.owner,)
@@ -146,6 +149,7 @@ class InlineEngine(MachineInvoker):
         del self._tasks[machine_id]
         error, told = self._wrong.pop(machine_id, None), machine_id not in self._background | self._resumed
         self._background.discard(machine_id)
+        self._names.discard(machine_id)
         self._resumed.discard(machine_id)
         if told:
             self.on_change("ended", machine_id, error, task.cancelled())

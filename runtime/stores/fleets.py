@@ -67,16 +67,31 @@ class FleetRecord:
         await self._driver.put(f"fleet/{self.name}/autoscaler", dict(state))
 
     async def orders(self) -> dict[str, Any]:
-        """What people have told the autoscaler: `paused`, `until` (s; None: until resumed), `resumed_at`; {} if nothing."""
+        """What people have told the autoscaler: `paused`, `until` (s; None: until resumed), `by`, `resumed_at`."""
         return await self._entry("orders")
 
-    async def pause_scaling(self, until: float | None) -> None:
-        """Let the target stay until then (s since the epoch), or until scaling is resumed (None)."""
-        await self._driver.put(f"fleet/{self.name}/orders", {**await self.orders(), "paused": True, "until": until})
+    async def pause_scaling(self, until: float | None, by: str | None = None) -> None:
+        """Let the target stay until then (s since the epoch), or until scaling is resumed (None); `by` is who says so."""
+        told = {"paused": True, "until": until, "by": by}
+        await self._driver.put(f"fleet/{self.name}/orders", {**await self.orders(), **told})
 
     async def resume_scaling(self, at: float) -> None:
         """Let the autoscaler decide again, also where a message sent before `at` holds the target."""
         await self._driver.put(f"fleet/{self.name}/orders", {"paused": False, "until": None, "resumed_at": at})
+
+    async def fault(self) -> dict[str, Any]:
+        """Why the autoscaler cannot decide: `why`, and since when (`at`, s since the epoch); {} if it can."""
+        return await self._entry("fault")
+
+    async def keep_fault(self, fault: Mapping[str, Any]) -> None:
+        await self._driver.put(f"fleet/{self.name}/fault", dict(fault))
+
+    async def hold(self) -> dict[str, Any]:
+        """The last message that holds the target: `until` and `at` (s since the epoch), `by`, its decision's `id`; or {}."""
+        return await self._entry("hold")
+
+    async def keep_hold(self, hold: Mapping[str, Any]) -> None:
+        await self._driver.put(f"fleet/{self.name}/hold", dict(hold))
 
     async def _entry(self, name: str) -> dict[str, Any]:
         found, value = await self._driver.get(f"fleet/{self.name}/{name}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import re
 import sqlite3
 import time
@@ -21,13 +20,13 @@ from flatfleet.runtime.errors import FleetError, StoreUnavailable
 from flatfleet.runtime.stores.advice import advice
 from flatfleet.runtime.stores.buckets import Event, Kind
 from flatfleet.runtime.stores.busy import is_busy, patiently
+from flatfleet.runtime.stores.same_file import SameFile
 from flatfleet.runtime.stores.sqlite_metrics import keep
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x666C6565  # "flee"
-CHECK_EVERY = 1.0
 OLDEST_SQLITE = (3, 35)
 CACHED_STATEMENTS = 256
 _OF_ONE_CALL = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError)
@@ -101,9 +100,7 @@ class GroupCommit:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     _flusher: asyncio.Task[None] | None = None
     _undoing: set[asyncio.Task[Any]] = field(default_factory=set)
-    _inode: int = 0
-    _size: int = 0
-    _checked: float = 0.0
+    _file: SameFile | None = None
 
     async def run(
         self, op: Callable[..., T], *args: Any, writes: bool = True, undo: Callable[[T], Awaitable[Any]] | None = None
@@ -157,6 +154,8 @@ class GroupCommit:
         for connection in connections:
             if connection is not None:
                 await connection.close()
+        if self._file is not None:
+            self._file.close()
 
     # -- the event loop's side -----------------------------------------------------------------------------------------
 
@@ -261,10 +260,11 @@ class GroupCommit:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        self._inode, self._size = self.path.stat().st_ino, self.path.stat().st_size
+        self._file = SameFile(self.path)
 
     def _commit(self, db: sqlite3.Connection, batch: list[_Call]) -> None:
-        self._check_file()
+        assert self._file is not None
+        self._file.check()
         while not patiently(lambda: self._try(db, batch)):
             pass
 
@@ -316,27 +316,6 @@ class GroupCommit:
                     db.execute("ROLLBACK")
 
         return patiently(look)
-
-    def _check_file(self) -> None:
-        """Refuse all once the file is gone or cut off (a look a second): SQLite would go on writing into what is left."""
-        if time.monotonic() - self._checked < CHECK_EVERY:
-            return
-        try:
-            found = os.stat(self.path)  # noqa: PTH116
-            same = found.st_ino == self._inode
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise StoreUnavailable(
-                f"the store {self.path} was deleted or replaced while in use; what is in it now is not this run's. "
-                "Run the same command again to start from what is there"
-            )
-        if found.st_size < self._size:
-            raise StoreUnavailable(
-                f"the store {self.path} was cut off while in use ({self._size} bytes before, {found.st_size} now). "
-                "Restore a copy of it; a new --store starts afresh"
-            )
-        self._size, self._checked = found.st_size, time.monotonic()
 
 
 async def _in_thread(connection: Any, function: Callable[..., T], *args: Any) -> T:

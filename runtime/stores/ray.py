@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flatfleet.runtime.errors import FleetError, StoreUnavailable
+from flatfleet.runtime.errors import FleetError, StoreGone, StoreUnavailable
 from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.ray_cluster import in_caller, joined, lost
 from flatfleet.runtime.stores.ray_keeper import PROTOCOL, keeper
@@ -228,7 +228,7 @@ class RayDriver:
                 f"{found['protocol']}, this one speaks {PROTOCOL}): use that one, or end its actor when nobody uses it"
             )
         if not first and found["id"] != self._id:
-            raise StoreUnavailable(
+            raise StoreGone(
                 f"the store {found['file']} on the head node was deleted or replaced while in use; what is in it now is not "
                 "this run's. Run the same command again to start from what is there"
             )

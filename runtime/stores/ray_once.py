@@ -85,8 +85,7 @@ class Once(SQLiteDriver):
 
     def same_file(self) -> bool:
         """False if the file was deleted, or is another one by now."""
-        path = self._group.path
-        return path.exists() and path.stat().st_ino == self._group._inode
+        return self._group._file is not None and self._group._file.there()
 
     async def prepare(self) -> str:
         """Make what the actor needs beside the store's own tables; return the store's id, which it has for good."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flatfleet.runtime.errors import StoreUnavailable
+from flatfleet.runtime.errors import StoreGone, StoreUnavailable
 from flatfleet.runtime.stores.redis_faults import library, retry
 from flatfleet.runtime.stores.redis_scripts import script
 from flatfleet.runtime.stores.redis_url import Target
@@ -109,7 +109,7 @@ def identify(target: Target, found: Any, before: bytes) -> None:
             f"there is no store {target.shown}: run a launcher first, or name the right one with --store"
         )
     if not found or (before and found[1] != before):
-        raise StoreUnavailable(
+        raise StoreGone(
             f"the store {target.shown} is not on the server any more: it was deleted or replaced while in use, or the server "
             "has restarted without what it held. Run the same command again to start from what is there"
         )

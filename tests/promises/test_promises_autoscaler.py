@@ -175,6 +175,10 @@ def test_a_store_that_does_not_answer_gives_no_scale_down_and_a_reason(trial, si
         ["first", "a0", "a1", "a2", "a3"], "completed"
     )
     fleet.end()
+    said = [line for line in fleet.process.err.read_text().splitlines() if "the autoscaler of fleet trial" in line]
+    assert len(said) == 2, said
+    assert said[0].startswith("WARNING the autoscaler of fleet trial cannot decide: the store ")
+    assert said[1] == "INFO the autoscaler of fleet trial can decide again"
 
 
 def test_the_autoscaler_of_a_killed_host_goes_on_in_another_one(trial, size):
@@ -221,3 +225,19 @@ def test_a_batch_with_a_policy_ends_with_its_pool_where_it_is_told_to(trial):
     assert trial.counts().completed == 8
     assert fleet.decisions()[0]["outcome"] == "up"
     assert not trial.ask(lambda store: store.driver.load_snapshot("trial.autoscaler"))
+
+
+@pytest.mark.parametrize("what", ["deleted", "replaced"])
+def test_a_served_fleet_ends_with_its_store(trial, what):
+    """One that never comes back, unlike those above: exit code 3, and the reason."""
+    fleet = Fleet(trial, min=1)
+    fleet.until(lambda: trial.db.exists() and trial.counts().completed == 1)
+    fleet.until(lambda: fleet.live() == 1)
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{trial.db}{suffix}").unlink(missing_ok=True)
+    if what == "replaced":
+        trial.counts()  # makes a new one
+    assert fleet.process.wait(30) == 3
+    error = json.loads(fleet.process.out.read_text())["error"]
+    assert error["type"] == "StoreGone"
+    assert "deleted or replaced" in error["message"]
