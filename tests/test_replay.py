@@ -458,10 +458,10 @@ def test_what_a_policy_may_be(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("none.yml", None, "no such file, and no preset or baseline"),
-        ("x.yml", "mode: [", "x.yml is no YAML: "),
+        ("x.yml", "mode: [", "x.yml:2:1: not YAML: "),
         ("x.yml", "just words", 'settings.fleet must be a mapping such as {mode: target, max: 20}, got "just words"'),
-        ("x.yml", "mod: target", "x.yml: settings.fleet — known: "),
-        ("x.yml", "min: 9\nmax: 3", "x.yml: settings.fleet.min is 9, which is more than max, 3"),
+        ("x.yml", "mod: target", "x.yml:1:1: unknown key 'mod' in settings.fleet — known: "),
+        ("x.yml", "min: 9\nmax: 3", "x.yml:1:6: settings.fleet.min is 9, which is more than max, 3"),
         ("x.yml", "spec: flatmachine\ndata: {settings: {}}", "x.yml is a machine without settings.fleet"),
     ],
 )
