@@ -272,7 +272,26 @@ def test_a_record_may_bring_its_state() -> None:
         ("{", ":2: no JSON"),
         ("[1]", ":2: no decision: it needs 'seen' with 'at'"),
         ('{"seen": {"target": 2}}', ":2: no decision: it needs 'seen' with 'at'"),
-        ('{"seen": {"at": 2, "waiting": "many"}}', ':2: seen.waiting must be a number, got "many"'),
+        ('{"seen": {"at": 2, "waiting": "many"}}', ':2: seen.waiting must be a number from 0 to 1e+15, got "many"'),
+        ('{"seen": {"at": 2, "waiting": true}}', ":2: seen.waiting must be a number from 0 to 1e+15, got true"),
+        ('{"seen": {"at": 2, "waiting": -1}}', ":2: seen.waiting must be a number from 0 to 1e+15, got -1"),
+        (
+            '{"seen": {"at": 2, "waiting": %s}}' % ("9" * 400),
+            ":2: seen.waiting must be a number from 0 to 1e+15, got 99",
+        ),
+        ('{"seen": {"at": NaN}}', ":2: seen.at must be a number from -6e+10 to 2.5e+11, got NaN"),
+        ('{"seen": {"at": 1e999}}', ":2: seen.at must be a number from -6e+10 to 2.5e+11, got Infinity"),
+        ('{"seen": {"at": 1}, "raw": 1e999}', ":2: raw must be a finite number, got inf"),
+        ('{"seen": {"at": 1}, "state": 5}', ":2: state must be a mapping, got 5"),
+        ('{"seen": {"at": 1}, "state": {"policies": []}}', ":2: state.policies must be a mapping of mappings, got []"),
+        ('{"seen": {"at": 1}, "state": {"up": 5}}', ":2: state.up must be a list of pairs"),
+        ('{"seen": {"at": 1}, "state": {"changes": [[1]]}}', ":2: state.changes must be a list of pairs"),
+        ('{"seen": {"at": 1}, "state": {"at": NaN}}', ":2: state.at must be a finite number, got NaN"),
+        (
+            '{"seen": {"at": 1}, "state": {"up": [[1, 1%s]]}}' % ("0" * 400),
+            ":2: state.up[0][1] must be a finite number",
+        ),
+        ("[" * 100_000, ":2: no JSON"),
     ],
 )
 def test_what_is_no_log(tmp_path: Path, line: str, said: str) -> None:
@@ -281,6 +300,40 @@ def test_what_is_no_log(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(SourceError) as caught:
         list(decisions.read(path))
     assert str(caught.value).startswith(f"{path}{said}")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"version": 1, "at": "now"},
+        {"version": 1, "up": [["a", "b"]]},
+        {"version": 1, "policies": {"slo": {"arrival": 5}}},
+    ],
+)
+def test_a_state_that_no_decision_leaves_is_no_fault_of_ours(tmp_path: Path, state: object) -> None:
+    seen = {
+        "at": 9,
+        "workers": 2,
+        "target": 2,
+        "waiting": 9,
+        "claimed": 2,
+        "expired": 0,
+        "arrival_rate": 1.0,
+        "service_mean": 2.0,
+    }
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"seen": seen, "state": state}))
+    wish = settings({**FAST, "mode": "slo", "stabilization": 60})
+    with pytest.raises(SourceError, match="line 1 cannot be decided again: the 'state' of line 1 is none that"):
+        list(decisions.again(decisions.read(path), wish))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_log_is_no_log(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(SourceError, match="has no decision in it"):
+        list(decisions.read(path))
 
 
 def test_prices_and_losses_of_spot_workers() -> None:

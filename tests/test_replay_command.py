@@ -158,6 +158,12 @@ def test_recorded_decisions(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert (code, "a baseline decides nothing by what a log has seen" in err) == (2, True)
 
 
+def test_an_empty_log_passes_no_build(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (log := tmp_path / "log.jsonl").write_text("")
+    code, out, err = replay(capsys, "--policy", "auto", "--trace", log, "--fail-if", "differences>0")
+    assert (code, out, "has no decision in it" in err) == (2, "", True)
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
