@@ -20,6 +20,12 @@ INSIDE = ("data", "settings", "fleet")
 PLACES = ("pool", "engine", "store")
 """Keys that say where a fleet is, and nothing of how it scales."""
 _SHOWN = 80
+_TIMES = {
+    "interval": "rhythm", "metrics_window": "rhythm", "burst_time": "rhythm", "stale_after": "rhythm", "sla": "period",
+    "slo": "period", "idle_terminate": "duration", "max_wait": "duration", "spot_wait": "duration",
+    "cooldown_period": "duration", "stabilization": "duration",
+}  # fmt: skip
+"""Which times a text may say, by their definition in the schema; its pattern knows no limits."""
 
 
 class Fault(NamedTuple):
@@ -99,7 +105,11 @@ def located(data: Any, where: str = WHERE) -> list[Fault]:
     """Each fault, in the order of the file; none where all is well."""
     if data is None:
         return []
-    found = [*_unfinite(data, where, ())] or [*_of_schema(data, where)] or [*_of_schedule(data, where)]
+    found = (
+        [*_unfinite(data, where, ())]
+        or [*_of_schema(data, where)]
+        or [*_of_times(data, where), *_of_schedule(data, where)]
+    )
     if not found:
         try:
             settings(_policy(data))
@@ -170,6 +180,18 @@ def _allowed(error: Any) -> str:
     while "title" not in error.schema and error.parent is not None and not error.relative_path:
         error = error.parent
     return str(error.schema.get("title", "something else"))
+
+
+def _of_times(data: Mapping[str, Any], where: str) -> Iterator[Fault]:
+    """Texts such as '1ms' that are shorter or longer than a number there may be."""
+    for name, kind in _TIMES.items():
+        value, rule = data.get(name), _validator().schema["definitions"][kind]
+        low, high = rule["anyOf"][0]["minimum"], rule["anyOf"][0]["maximum"]
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for part, text in parts.items():
+            if isinstance(text, str) and not low <= seconds(text.partition("@")[0].rstrip(" ")) <= high:
+                path = (name, part) if part else (name,)
+                yield Fault(path, f"{_placed(where, path)} must be {rule['title']}, got {_shown(text)}")
 
 
 def _of_schedule(data: Mapping[str, Any], where: str) -> Iterator[Fault]:
