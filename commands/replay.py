@@ -90,9 +90,12 @@ def _simulated(options: Any, chosen: Sequence[Choice]) -> int:
         rows.append(results.summarise(name, run, options.slo))
         drawn[name] = run.samples
     failed = [line for each in conditions for line in each.failing(row.data() for row in rows)]
-    written = []
+    written, missing = [], ""
     if options.plot:
-        written = [_written(options.plot, timeline(f"{options.trace.name}", drawn))] if any(drawn.values()) else []
+        try:
+            written = [_written(options.plot, timeline(options.trace.name, trace, drawn))]
+        except ValueError as error:
+            missing = f"no picture: {error}, which takes no time"
     least = floor(trace)
     if options.json:
         about = {"trace": trace.name, "requests": len(trace), "start": trace.start, "end": trace.end}
@@ -102,14 +105,15 @@ def _simulated(options: Any, chosen: Sequence[Choice]) -> int:
     else:
         lines = [_title(trace, options), "", *_table(rows, options.slo), ""]
         lines += [f"no fleet can do it in less than {least:,.4g} worker-hours, which is the work itself"]
-        show("\n".join(lines + [f"wrote {path}" for path in written] + list(map(plain, failed))))
+        lines += [f"wrote {path}" for path in written] + [plain(missing)] * bool(missing)
+        show("\n".join(lines + list(map(plain, failed))))
     return exits.SOME_FAILED if failed else exits.DONE
 
 
 def _run(choice: Choice, trace: traces.Trace, options: Any) -> Run:
+    sample = every(trace) if options.plot else None
     if choice.make is None:
-        return clairvoyant(trace, options.slo.wait, options.startup, options.price)
-    sample = every(trace.start, trace.end) if options.plot else None
+        return clairvoyant(trace, options.slo.wait, options.startup, options.price, sample)
     conditions = Conditions(options.startup, options.spot_loss, options.lease, options.seed, sample)
     return simulate(trace.requests(), choice.make(), conditions, trace.start, trace.end)
 

@@ -164,6 +164,18 @@ def test_an_empty_log_passes_no_build(capsys: pytest.CaptureFixture[str], tmp_pa
     assert (code, out, "has no decision in it" in err) == (2, "", True)
 
 
+def test_the_clairvoyant_alone_is_drawn(capsys: pytest.CaptureFixture[str], over: list[object], tmp_path: Path) -> None:
+    code, out, _ = replay(capsys, "--policy", "clairvoyant", *over, "--plot", tmp_path / "pz")
+    assert (code, out.splitlines()[-1]) == (0, f"wrote {tmp_path / 'pz' / 'replay.svg'}")
+    assert (tmp_path / "pz" / "replay.svg").stat().st_size > 1000
+
+
+def test_a_picture_of_no_time_is_missed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (trace := tmp_path / "one.csv").write_text("arrival_s,service\n5,0\n")
+    code, out, _ = replay(capsys, "--policy", "clairvoyant", "--trace", trace, "--plot", tmp_path / "pz")
+    assert (code, out.splitlines()[-1].startswith("no picture: ")) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
