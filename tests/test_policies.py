@@ -402,6 +402,11 @@ def test_a_time_zone_with_summer_time(at, expected):
     assert schedule.active(Entry("0 9 * * *", 3600, "Europe/Berlin"), clock(at)) is expected
 
 
+@pytest.mark.parametrize("text", ["0 0 29 2 *", "0 0 31 2,3 *", "0 0 30 4 *", "0 0 31 2 mon"])
+def test_a_rare_cron_comes(text):
+    assert schedule.parse(text)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -413,6 +418,12 @@ def test_a_time_zone_with_summer_time(at, expected):
         ("0 9 0 * *", "day '0'"),
         ("0 -3 * * *", "hour '-3'"),
         ("0 9,  * * *", "hour ''"),
+        ("0 0-70/40 * * *", "hour '0-70/40'"),
+        ("٣ 9 * * *", "minute '٣'"),
+        ("1_0 9 * * *", "minute '1_0'"),
+        ("0 0 31 2 *", "cron '0 0 31 2 *' never comes: none of its months has a day 31"),
+        ("0 0 30,31 feb *", "never comes: none of its months has a day 30"),
+        ("0 0 31 4,jun */2", "never comes"),
     ],
 )
 def test_a_wrong_cron_says_which_field(text, said):
