@@ -133,6 +133,13 @@ def settings(data: Mapping[str, Any]) -> Settings:
     return made
 
 
+def number(text: str) -> float:
+    """The number that a text is, in digits 0 to 9: 5, 0.5, .5, 1e-3. Raises ValueError for another text."""
+    if not re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", text):
+        raise ValueError(f"'{text}' is no number")
+    return float(text)
+
+
 def seconds(value: float | str) -> float:
     """Seconds of a number, or of a text such as '90s', '5m', '2h' (ms, s, m, h, d). Raises ValueError for another text."""
     if not isinstance(value, str):
