@@ -23,7 +23,7 @@ from flatfleet.runtime.replay.clairvoyant import clairvoyant, floor
 from flatfleet.runtime.replay.contract import Conditions, Run, Terms
 from flatfleet.runtime.replay.crew import LOST
 from flatfleet.runtime.replay.results import METRICS, condition, summarise
-from flatfleet.runtime.replay.simulator import Fleet, simulate
+from flatfleet.runtime.replay.simulator import MOST_DECISIONS, Fleet, simulate
 from flatfleet.runtime.replay.timeline import every, timeline
 from flatfleet.runtime.replay.traces import Request, Trace
 from flatfleet.runtime.replay.windows import Windows, percentile
@@ -517,6 +517,14 @@ def test_a_run_that_goes_on_for_long_has_a_picture_of_bounded_size() -> None:
     run = simulate(over.requests(), Scripted(1), Conditions(sample=every(over)), 0, 0)
     assert len(run.samples) > 100_000
     assert len(timeline("t", over, {"one": run.samples})) < 200_000
+
+
+def test_two_weeks_of_decisions_are_allowed_and_a_century_is_not() -> None:
+    fortnight = 14 * 86_400.0
+    assert fortnight / Scripted(1).interval == 120_960 < MOST_DECISIONS
+    assert simulate([(0, 1)], Scripted(1), Conditions(), 0, fortnight).decisions == 120_961
+    with pytest.raises(SourceError, match=r"scripted: from 0 to 3.1536e\+09 s|scripted: from 0 to 3153600000 s"):
+        simulate([(0, 1)], Scripted(1), Conditions(), 0, 100 * 365 * 86_400.0)
 
 
 def test_samples_of_the_clairvoyant_are_what_it_does() -> None:

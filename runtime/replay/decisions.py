@@ -15,11 +15,10 @@ from flatfleet.runtime.errors import SourceError
 from flatfleet.runtime.policies.deciding import Decision, decide
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Settings
+from flatfleet.runtime.replay.traces import FIRST, LAST
 
 COMPARED = ("desired", "outcome", "raw", "bound_by")
 """What two decisions are compared by. Texts may change from version to version."""
-FIRST, LAST = -6e10, 2.5e11
-"""Moments in seconds since the epoch that have a date: from about the year 70 to the year 9892."""
 MOST = 1e15
 """What no number of an observation is above."""
 _PAIRS = ("up", "down", "changes")
