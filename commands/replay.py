@@ -120,7 +120,7 @@ def _run(choice: Choice, trace: traces.Trace, options: Any) -> Run:
     except SourceError as error:
         longest, line = trace.gap
         hint = f"; the longest gap is {longest:.6g} s, at {trace.name}:{line}: are these milliseconds?"
-        raise SourceError(f"{error}; a longer --interval takes fewer{hint if line else ''}") from error
+        raise SourceError(f"{error}; a longer interval takes fewer{hint if line else ''}") from error
 
 
 def _names(texts: Sequence[str], chosen: Sequence[Choice]) -> list[str]:

@@ -171,7 +171,7 @@ def test_a_run_of_too_many_decisions_is_refused_at_once(capsys: pytest.CaptureFi
     assert (
         "auto: from 0 to 1000000000 s there would be 100,000,000 decisions, one each 10 s, and 5,000,000 at most" in err
     )
-    assert f"a longer --interval takes fewer; the longest gap is 1e+09 s, at {trace}:5: are these milliseconds?" in err
+    assert f"a longer interval takes fewer; the longest gap is 1e+09 s, at {trace}:5: are these milliseconds?" in err
 
 
 def test_the_clairvoyant_alone_is_drawn(capsys: pytest.CaptureFixture[str], over: list[object], tmp_path: Path) -> None:
