@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flatfleet.commands import cli, exits
+from flatfleet.commands import cli, exits, figures
 from flatfleet.commands.durations import seconds
 from flatfleet.commands.terminal import document, show
 from flatfleet.runtime.charts import chart, wide
 from flatfleet.runtime.errors import UsageError
 from flatfleet.runtime.policies.queueing import Queue, fewest_stable, workers_for
+from flatfleet.runtime.policies.settings import number
 
 MOST_WORKERS = 10_000_000
 MOST_ROWS = 10_000
 _PER = {"": 1.0, "/s": 1.0, "/m": 60.0, "/h": 3600.0}
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _EXAMPLE = "flatfleet capacity --arrival 100 --service 120 --workers 1..8"
 
 
@@ -32,7 +32,7 @@ class Slo(NamedTuple):
 
     @property
     def event(self) -> str:
-        return f"P({'d + ' if self.dispatch else ''}wait ≤ {_time(self.within)})"
+        return f"P({'d + ' if self.dispatch else ''}wait ≤ {figures.time(self.within)})"
 
     @property
     def left(self) -> float:
@@ -40,7 +40,7 @@ class Slo(NamedTuple):
         return self.within - self.dispatch
 
     def __str__(self) -> str:
-        return f"{self.event} ≥ {_percent(self.level)}"
+        return f"{self.event} ≥ {100 * self.level:.12g}%"
 
 
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
@@ -52,9 +52,11 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     made.add_argument("--arrival", type=_rate, metavar="RATE", help="items that arrive a second: 100, 90/m, 5/h")
     made.add_argument("--service", type=_rate, metavar="RATE", help="items that one worker does a second: 120, 7/m")
     made.add_argument(
-        "--service-time", type=_span, metavar="SPAN", help="instead: how long one item takes: 50ms, 2s, 1m"
+        "--service-time", type=seconds, metavar="SPAN", help="instead: how long one item takes: 50ms, 2s, 1m"
     )
-    made.add_argument("--dispatch", type=_span, default=0.0, metavar="SPAN", help="delay before the queue (default: 0)")
+    made.add_argument(
+        "--dispatch", type=seconds, default=0.0, metavar="SPAN", help="delay before the queue (default: 0)"
+    )
     made.add_argument(
         "--workers", type=_workers, metavar="N..M", help="1..8, 5, or 1,2,4..9 (default: around the need)"
     )
@@ -80,23 +82,26 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
         if not options.service_time:
             raise UsageError("--service-time is 0; an item has to take some time")
         options.service = 1 / options.service_time
+        if math.isinf(options.service):
+            raise UsageError(f"--service-time is {options.service_time:g} s, which is too short to be counted")
     if options.arrival / options.service > MOST_WORKERS:
         raise UsageError(f"--arrival is more than {MOST_WORKERS:,} workers do; is its unit that of --service?")
     if options.slo is not None:
         options.slo = options.slo._replace(dispatch=options.dispatch)
         if options.slo.left < 0:
             raise UsageError(
-                f"--slo allows {_time(options.slo.within)} until an item is begun, and --dispatch alone takes "
-                f"{_time(options.dispatch)}: no number of workers keeps that"
+                f"--slo allows {figures.time(options.slo.within)} until an item is begun, and --dispatch alone takes "
+                f"{figures.time(options.dispatch)}: no number of workers keeps that"
             )
     options.needs_loop, options.must_exist, options.command = False, False, command
     return options
 
 
 def command(options: Any, parts: None) -> int:
-    first = fewest_stable(options.arrival, options.service)
+    first = max(1, fewest_stable(options.arrival, options.service))
     variability, slo = {"arrival_cv2": options.arrival_cv2, "service_cv2": options.service_cv2}, options.slo
-    need = workers_for(options.arrival, options.service, slo.left, slo.level, **variability) if slo else first
+    found = workers_for(options.arrival, options.service, slo.left, slo.level, **variability) if slo else first
+    need = max(1, found)
     counts = options.workers or _around(first, need)
     rates = (options.arrival, options.service)
     queues = [Queue(*rates, count, options.dispatch, **variability) for count in counts]
@@ -113,7 +118,9 @@ def command(options: Any, parts: None) -> int:
     if counts[0] < first:
         lines.append(f"ρ ≥ 1 with fewer than {first:,} workers: the queue grows without end")
     if slo:
-        lines.append(f"{slo} needs at least {need:,} worker{'s' * (need != 1)}, which reach {_percent(reached or 0)}")
+        lines.append(
+            f"{slo} needs at least {need:,} worker{'s' * (need != 1)}, which reach {figures.reached(reached or 0)}"
+        )
     show("\n".join(lines + [f"wrote {path}" for path in written]).rstrip())
     return exits.DONE
 
@@ -126,7 +133,7 @@ def _around(first: int, need: int) -> Sequence[int]:
 
 def _title(queue: Queue) -> str:
     words = [f"λ = {queue.arrival:g}/s", f"μ = {queue.service:g}/s a worker", f"offered load {queue.offered:.4g}"]
-    words += [f"dispatch {_time(queue.dispatch)}"] if queue.dispatch else []
+    words += [f"dispatch {figures.time(queue.dispatch)}"] if queue.dispatch else []
     exact = queue.arrival_cv2 == queue.service_cv2 == 1
     kind = "M/M/c" if exact else f"G/G/c, approximated: ca² = {queue.arrival_cv2:g}, cs² = {queue.service_cv2:g}"
     return ", ".join([*words, kind])
@@ -137,10 +144,12 @@ def _table(queues: Sequence[Queue], slo: Slo | None) -> list[str]:
     heads += [slo.event] if slo else []
     rows = [heads]
     for each in queues:
-        numbers = map(_number, (each.utilisation, each.p0, each.p_wait, each.lq, each.l))
-        times = map(_time, (each.wq, each.w, each.response, each.percentile(0.95)))
-        rows.append([f"{each.workers:,}", *numbers, *times, _number(each.erlang_b), _number(each.throughput)])
-        rows[-1] += [_percent(each.level(slo.left))] if slo else []
+        numbers = map(figures.number, (each.utilisation, each.p0, each.p_wait, each.lq, each.l))
+        times = map(figures.time, (each.wq, each.w, each.response, each.percentile(0.95)))
+        rows.append(
+            [f"{each.workers:,}", *numbers, *times, figures.number(each.erlang_b), figures.number(each.throughput)]
+        )
+        rows[-1] += [figures.percent(each.level(slo.left))] if slo else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
@@ -152,7 +161,7 @@ def _plots(queues: Sequence[Queue], folder: Path, first: int) -> list[Path]:
             f"--plot: ρ ≥ 1 with all of these workers, so there is no latency to draw; {first:,} are enough"
         )
     model = f"λ = {queues[0].arrival:g}/s, μ = {queues[0].service:g}/s"
-    delay = f", d = {_time(queues[0].dispatch)}" if queues[0].dispatch else ""
+    delay = f", d = {figures.time(queues[0].dispatch)}" if queues[0].dispatch else ""
     log_x = wide(each.workers for each in queues)
     latency: dict[str, dict[float, float]] = {
         "answer, mean T": {each.workers: each.response for each in queues},
@@ -168,11 +177,12 @@ def _plots(queues: Sequence[Queue], folder: Path, first: int) -> list[Path]:
     gone = f"; none below {first:,}: ρ ≥ 1" if queues[0].workers < first else ""
     pictures = {
         "capacity-latency.svg": chart(
-            f"Latency, {model}{delay}{gone}", latency, across="workers", log_x=log_x, log_y=wide(times), label=_time, end=_time,
+            f"Latency, {model}{delay}{gone}", latency, across="workers", log_x=log_x, log_y=wide(times),
+            label=figures.time, end=figures.time,
             bottom=bottom if wide(times) else 0.0, marks=_marks(queues),
         ),
         "capacity-throughput.svg": chart(
-            f"Items per second, {model}", done, across="workers", log_x=log_x, end=_number, marks=_marks(queues),
+            f"Items per second, {model}", done, across="workers", log_x=log_x, end=figures.number, marks=_marks(queues),
             log_y=wide(y for line in done.values() for y in line.values()),
         ),
     }  # fmt: skip
@@ -186,40 +196,24 @@ def _marks(queues: Sequence[Queue]) -> Sequence[int]:
     return [each.workers for each in queues] if len(queues) <= 12 else ()
 
 
-def _number(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
-
-
-def _time(value: float) -> str:
-    if 0 < value < 1e-9:
-        return "<1ns"
-    size, unit = next((pair for pair in _UNITS if value >= pair[0]), (1.0, "s"))
-    return _number(value) if math.isinf(value) else f"{_number(value / size)}{unit}"
-
-
-def _percent(part: float) -> str:
-    text = f"{part * 100:.4g}"
-    return ">99.99%" if text == "100" and part < 1 else f"{text}%"
-
-
 def _rate(text: str) -> float:
-    match = re.fullmatch(r"(\d*\.?\d+(?:[eE][+-]?\d+)?)(/[smh])?", text.strip())
-    value = float(match[1]) / _PER[match[2] or ""] if match else 0.0
+    match = re.fullmatch(r" *([0-9.]+(?:[eE][+-]?[0-9]+)?)(/[smh])? *", text)
+    value = _read(match[1]) / _PER[match[2] or ""] if match else 0.0
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is no rate above 0, such as 100 (a second), 90/m or 5/h")
     return value
 
 
-def _span(text: str) -> float:
-    match = re.fullmatch(r"(\d*\.?\d+)ms", text.strip())
-    return float(match[1]) / 1000 if match else seconds(text)
+def _read(text: str) -> float:
+    """-1 for what is no number."""
+    try:
+        return number(text)
+    except ValueError:
+        return -1.0
 
 
 def _cv2(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _read(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is no variance ÷ mean² (1: exponential, 0: all the same)")
     return value
@@ -227,17 +221,17 @@ def _cv2(text: str) -> float:
 
 def _slo(text: str) -> Slo:
     within, at, level = text.partition("@")
-    match = re.fullmatch(r"(\d*\.?\d+)(%?)", level.strip())
-    part = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    level = level.strip(" ")
+    part = round(_read(level.removesuffix("%")) / (100 if level.endswith("%") else 1), 12)
     if not at or not 0 < part < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no wait and percentage (more than 0%, less than 100%): 0.1s@95%")
-    return Slo(_span(within), part)
+    return Slo(seconds(within), part)
 
 
 def _workers(text: str) -> Sequence[int]:
     counts: list[int] = []
     for piece in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", piece.strip(), re.ASCII)
+        match = re.fullmatch(r" *([0-9]{1,18})(?:\.\.([0-9]{1,18}))? *", piece)
         if not match:
             raise argparse.ArgumentTypeError(f"'{text}' is no number of workers, and no list such as 1..8 or 1,2,4..9")
         low, high = int(match[1]), int(match[2] or match[1])

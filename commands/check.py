@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flatfleet.commands import cli
-from flatfleet.runtime import fleet_settings
+from flatfleet.runtime import policy_files
 from flatfleet.runtime.bundle import load
 from flatfleet.runtime.bundle.refs import locate
 from flatfleet.runtime.bundle.yamlmap import read, shown
@@ -43,11 +43,12 @@ def command(options: Any, parts: None) -> int:
 def run(paths: Sequence[str], known: Known, as_json: bool, out: TextIO) -> int:
     """Check files and folders (all their YAML files) and print one line a file, or its problems.
 
-    Machines are checked with everything that they name; each problem is listed once, under the file it stands in. Files
-    of a fleet's settings are checked as such, other YAML files are only parsed. `known` maps hook names to their actions.
+    Machines are checked with everything that they name; each problem is listed once, under the file it stands in. A file
+    that is named and has a key of a fleet's settings is checked as a policy; other YAML files are only parsed. `known`
+    maps hook names to their actions.
     Returns 0, or 2 with a problem.
     """
-    reports = _merged([_checked(path, known) for path in _files(paths)])
+    reports = _merged([_checked(path, named, known) for path, named in _files(paths)])
     if as_json:
         files = [{"path": each.path, "ok": not each.problems, "problems": each.problems} for each in reports]
         print(json.dumps({"files": files}, indent=2, ensure_ascii=False), file=out)
@@ -62,20 +63,21 @@ def run(paths: Sequence[str], known: Known, as_json: bool, out: TextIO) -> int:
     return 2 if any(each.problems for each in reports) else 0
 
 
-def _files(paths: Sequence[str]) -> Iterator[Path | _Report]:
+def _files(paths: Sequence[str]) -> Iterator[tuple[Path | _Report, bool]]:
+    """The files, each with whether it was named itself and not a folder around it."""
     seen: set[Path] = set()
     for text in paths:
         path = Path(text).expanduser()
         try:
             found = _below(path) if path.is_dir() else [locate(text, Path.cwd())]
         except UsageError as error:
-            yield _Report(text, [f"{text}: {error}"])
+            yield _Report(text, [f"{text}: {error}"]), True
             continue
         if not found:
-            yield _Report(text, [f"{text}: this folder holds no YAML file"])
+            yield _Report(text, [f"{text}: this folder holds no YAML file"]), True
         new = [each for each in found if each not in seen]
         seen.update(new)
-        yield from new
+        yield from ((each, not path.is_dir()) for each in new)
 
 
 def _below(folder: Path) -> list[Path]:
@@ -84,18 +86,16 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.parts[root:]))
 
 
-def _checked(path: Path | _Report, known: Known) -> _Report:
+def _checked(path: Path | _Report, named: bool, known: Known) -> _Report:
     if isinstance(path, _Report):
         return path
     name = shown(path)
     try:
         doc = read(path)
         data = doc.data
-        if fleet_settings.alone(data):
-            faults = fleet_settings.located(data)
-            return _Report(name, [f"{doc.at(each.path, each.key)}: {each.text}" for each in faults], "policy")
         if not isinstance(data, dict) or data.get("spec") != "flatmachine":
-            return _Report(name, [], _kind(data))
+            is_policy = policy_files.holds(data, named)
+            return _Report(name, policy_files.problems(doc), "policy") if is_policy else _Report(name, [], _kind(data))
         states = load(path, known=known)["data"]["states"]
     except BundleError as error:
         return _Report(name, error.problems)

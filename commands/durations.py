@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import time
 from datetime import datetime
+
+from flatfleet.runtime.policies.settings import number
 
 DAY = 86_400.0
 LONGEST = 36_500 * DAY
@@ -14,12 +15,11 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": DAY}
 
 
 def seconds(text: str) -> float:
-    """The type of a flag that takes a span of time, as seconds: a number, or one with s, m, h or d behind it."""
-    number, unit = text.strip(), 1.0
-    if re.fullmatch(r"[0-9.]+[smhd]", number):
-        number, unit = number[:-1], _UNITS[number[-1]]
+    """The type of a flag that takes a span of time, as seconds: a number, or one with ms, s, m, h or d behind it."""
+    digits = text.strip(" ")
+    unit = next((unit for unit in ("ms", *_UNITS) if digits.endswith(unit)), "")
     try:
-        value = float(number) * unit
+        value = number(digits.removesuffix(unit).rstrip(" ")) * _UNITS.get(unit, 0.001 if unit else 1.0)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):

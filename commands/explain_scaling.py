@@ -45,8 +45,8 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     if not found and fault:
         return exits.DONE
     if not found:
-        start = cli.again(options, "package:flatfleet/launcher.yml", "--policy", "auto")
-        raise UsageError(f"fleet '{record.name}' has no autoscaler that has decided anything; start one: {start}")
+        how = "give the command that starts its workers --policy, such as --policy auto (docs/scaling.md)"
+        raise UsageError(f"fleet '{record.name}' has no autoscaler that has decided anything; {how}")
     if options.json:
         if chosen:
             show("\n".join(json.dumps(each, ensure_ascii=False) for each in chosen))

@@ -64,6 +64,8 @@ def value(spec: Any, text: str) -> Any:
         raise UsageError(f"{flag} is empty; name a folder, a glob or a file")
     made: Any = text
     try:
+        if spec.type in ("integer", "number") and (not text.isascii() or "_" in text):
+            raise ValueError("digits are 0 to 9")
         if spec.type == "integer":
             made = int(text)
         elif spec.type == "number":

@@ -11,8 +11,8 @@ from typing import Any
 from flatfleet.commands import cli, exits
 from flatfleet.commands.durations import seconds, span
 from flatfleet.commands.terminal import document, plain, show
-from flatfleet.runtime.errors import UsageError
-from flatfleet.runtime.policies.settings import Slo, objective
+from flatfleet.runtime.errors import SourceError, UsageError
+from flatfleet.runtime.policies.settings import Slo, number, objective
 from flatfleet.runtime.replay import decisions, results, traces
 from flatfleet.runtime.replay.choosing import BASELINES, Choice, choose
 from flatfleet.runtime.replay.clairvoyant import clairvoyant, floor
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
         "--slo", type=_slo, default=Slo(5.0, 0.95), metavar="SPAN@PERCENT", help="which wait how many may have: 5s@95%%"
     )
     made.add_argument(
-        "--interval", type=_positive, metavar="SPAN", help="between decisions, in place of each policy's own"
+        "--interval", type=_interval, metavar="SPAN", help="between decisions, in place of each policy's own"
     )
     made.add_argument("--scale", type=_factor, default=1.0, metavar="X", help="so many times the requests (default: 1)")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
@@ -90,9 +90,12 @@ def _simulated(options: Any, chosen: Sequence[Choice]) -> int:
         rows.append(results.summarise(name, run, options.slo))
         drawn[name] = run.samples
     failed = [line for each in conditions for line in each.failing(row.data() for row in rows)]
-    written = []
+    written, missing = [], ""
     if options.plot:
-        written = [_written(options.plot, timeline(f"{options.trace.name}", drawn))] if any(drawn.values()) else []
+        try:
+            written = [_written(options.plot, timeline(options.trace.name, trace, drawn))]
+        except ValueError as error:
+            missing = f"no picture: {error}, which takes no time"
     least = floor(trace)
     if options.json:
         about = {"trace": trace.name, "requests": len(trace), "start": trace.start, "end": trace.end}
@@ -102,16 +105,22 @@ def _simulated(options: Any, chosen: Sequence[Choice]) -> int:
     else:
         lines = [_title(trace, options), "", *_table(rows, options.slo), ""]
         lines += [f"no fleet can do it in less than {least:,.4g} worker-hours, which is the work itself"]
-        show("\n".join(lines + [f"wrote {path}" for path in written] + list(map(plain, failed))))
+        lines += [f"wrote {path}" for path in written] + [plain(missing)] * bool(missing)
+        show("\n".join(lines + list(map(plain, failed))))
     return exits.SOME_FAILED if failed else exits.DONE
 
 
 def _run(choice: Choice, trace: traces.Trace, options: Any) -> Run:
+    sample = every(trace) if options.plot else None
     if choice.make is None:
-        return clairvoyant(trace, options.slo.wait, options.startup, options.price)
-    sample = every(trace.start, trace.end) if options.plot else None
+        return clairvoyant(trace, options.slo.wait, options.startup, options.price, sample)
     conditions = Conditions(options.startup, options.spot_loss, options.lease, options.seed, sample)
-    return simulate(trace.requests(), choice.make(), conditions, trace.start, trace.end)
+    try:
+        return simulate(trace.requests(), choice.make(), conditions, trace.start, trace.end)
+    except SourceError as error:
+        longest, line = trace.gap
+        hint = f"; the longest gap is {longest:.6g} s, at {trace.name}:{line}: are these milliseconds?"
+        raise SourceError(f"{error}; a longer interval takes fewer{hint if line else ''}") from error
 
 
 def _names(texts: Sequence[str], chosen: Sequence[Choice]) -> list[str]:
@@ -123,7 +132,7 @@ def _names(texts: Sequence[str], chosen: Sequence[Choice]) -> list[str]:
 def _title(trace: traces.Trace, options: Any) -> str:
     length = max(trace.end - trace.start, 1e-9)
     what = f"{plain(options.trace.name)}: {len(trace):,} requests in {span(length)}, {trace.work / length:.3g} busy on average"
-    slo = f"wait ≤ {_time(options.slo.wait)} for {100 * options.slo.level:g}%"
+    slo = f"wait ≤ {_time(options.slo.wait)} for {100 * options.slo.level:.12g}%"
     return f"{what}, start-up {span(options.startup)}, SLO: {slo}"
 
 
@@ -206,7 +215,7 @@ def _slo(text: str) -> Slo:
 
 def _amount(text: str) -> float:
     try:
-        value = float(text)
+        value = number(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < math.inf:
@@ -221,8 +230,8 @@ def _factor(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> float:
+def _interval(text: str) -> float:
     value = seconds(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is no time above 0")
+    if value < 0.01:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time of 0.01 s at least")
     return value

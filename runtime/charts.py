@@ -14,6 +14,8 @@ STYLE = (
     ".grid{stroke:#8c959f;stroke-opacity:.3}@media(prefers-color-scheme:dark){text{fill:#9da7b1}}"
 )
 _DOTS = 60
+_NAME = 32
+"""Letters of a name in a legend."""
 
 Line = Mapping[float, float]
 Label = Callable[[float], str]
@@ -37,8 +39,13 @@ def chart(
     label: Label = plain_number,
     end: Label = plain_number,
     bottom: float = 0.0,
+    within: tuple[float, float] | None = None,
+    legend: bool = False,
 ) -> str:
     """Draw {name: {x: y}}; each line is labelled at its right end with its name and its last value.
+
+    With a `legend`, names stand beside the picture instead, one below the other: for lines that end at many places.
+    `within` is the range of the x axis (default: from the first x to the last), so that several charts have the same.
 
     `across` names the x axis, `about` is read out where the picture is not seen (default: the title). A value that is
     infinite, or on a logarithmic axis not above 0, is left out, and so is one below `bottom`. `marks` are the x that get
@@ -54,7 +61,7 @@ def chart(
     if not drawn:
         raise ValueError(f"there is nothing to draw for '{title}'")
     xs = sorted({x for line in lines.values() for x in line if x > 0 or not log_x})
-    to_x, x_ticks = _axis(xs, log_x, LEFT, WIDTH - RIGHT, tight=True)
+    to_x, x_ticks = _axis(within or xs, log_x, LEFT, WIDTH - RIGHT, tight=True, whole=within is None)
     to_y, y_ticks = _axis([y for line in drawn.values() for y in line.values()], log_y, HEIGHT - BOTTOM, TOP)
 
     parts = [
@@ -74,6 +81,7 @@ def chart(
     middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(across)}</text>')
     ends = _apart({name: to_y(line[max(line)]) for name, line in drawn.items()})
+    apart = min(18.0, (HEIGHT - TOP - BOTTOM) / len(drawn))
     for number, (name, line) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
         points = [(to_x(x), to_y(y)) for x, y in line.items()]
@@ -81,10 +89,22 @@ def chart(
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
         if len(points) <= _DOTS:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+        if legend:
+            parts += _named(name, colour, TOP + 6 + number * apart)
+            continue
         text = html.escape(f"{name} · {end(line[max(line)])}")
         x = round(points[-1][0], 1) + 8
         parts.append(f'<text x="{x:g}" y="{ends[name] + 4:.1f}" style="fill:{colour};font-size:11px">{text}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _named(name: str, colour: str, y: float) -> list[str]:
+    """A line of the legend."""
+    x, short = WIDTH - RIGHT + 16, name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
+    return [
+        f'<line x1="{x}" x2="{x + 16}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="3"/>',
+        f'<text x="{x + 22}" y="{y + 4:.1f}" style="fill:{colour};font-size:11px">{html.escape(short)}</text>',
+    ]
 
 
 def wide(values: Iterable[float], times: float = 50.0) -> bool:
@@ -94,9 +114,12 @@ def wide(values: Iterable[float], times: float = 50.0) -> bool:
 
 
 def _axis(
-    values: Sequence[float], logarithmic: bool, start: float, stop: float, tight: bool = False
+    values: Sequence[float], logarithmic: bool, start: float, stop: float, tight: bool = False, whole: bool = True
 ) -> tuple[Place, list[float]]:
-    """Map values to places between start and stop, and choose ticks; `tight` ends the axis with the values."""
+    """Map values to places between start and stop, and choose ticks; `tight` ends the axis with the values.
+
+    Ticks of a tight axis are `whole` numbers, or not.
+    """
     low, high = min(values), max(values)
     if logarithmic:
         if not tight:
@@ -108,7 +131,7 @@ def _axis(
     low = low if tight else min(low, 0.0)
     step = _step((high - low) / (10 if tight else 6))
     if tight:
-        step = max(step, 1.0)
+        step = max(step, 1.0) if whole else step
     else:
         high = low + step * max(1, math.ceil((high - low) / step * 0.999))
     ticks = [step * n for n in range(math.ceil(low / step), math.floor(high / step * 1.001) + 1)]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from flatfleet.runtime.errors import UsageError, did_you_mean
 from flatfleet.runtime.policies import schedule
 from flatfleet.runtime.policies.settings import PRESETS, Cost, Settings, seconds, settings
@@ -21,6 +20,12 @@ INSIDE = ("data", "settings", "fleet")
 PLACES = ("pool", "engine", "store")
 """Keys that say where a fleet is, and nothing of how it scales."""
 _SHOWN = 80
+_TIMES = {
+    "interval": "rhythm", "metrics_window": "rhythm", "burst_time": "rhythm", "stale_after": "rhythm", "sla": "period",
+    "slo": "period", "idle_terminate": "duration", "max_wait": "duration", "spot_wait": "duration",
+    "cooldown_period": "duration", "stabilization": "duration",
+}  # fmt: skip
+"""Which times a text may say, by their definition in the schema; its pattern knows no limits."""
 
 
 class Fault(NamedTuple):
@@ -51,46 +56,19 @@ def load(policy: Any, others: Sequence[str] = ()) -> dict[str, Any]:
     `others` are names that may have been meant, too. Raises UsageError for what is no policy, and for faults in it.
     """
     if isinstance(policy, str):
-        if policy in PRESETS:
-            return {"preset": policy}
-        policy, where = _of_file(Path(policy), others), f"{policy}: {WHERE}"
-    else:
-        where = WHERE
+        from flatfleet.runtime import policy_files
+
+        return {"preset": policy} if policy in PRESETS else _policy(policy_files.read(Path(policy), others))
     if not isinstance(policy, Mapping):
-        raise UsageError(f"{where} must be a mapping such as {{mode: target, max: 20}}, got {_shown(policy)}")
-    validate(policy, where)
+        raise UsageError(f"{WHERE} must be a mapping such as {{mode: target, max: 20}}, got {_shown(policy)}")
+    validate(policy)
     return _policy(policy)
 
 
-def _of_file(path: Path, others: Sequence[str]) -> Any:
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        kinds = "no preset or baseline" if others else "no preset"
-        hint = did_you_mean(str(path), [*PRESETS, *others]) if path.suffix == "" else ""
-        raise UsageError(f"no policy '{path}': no such file, and {kinds}{hint}") from None
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    below = place(data)
-    found = inside(data) if below else data
-    if below and found is None:
-        raise UsageError(f"{path} is a machine without settings.fleet, so there is no policy in it")
+def known() -> Collection[str]:
+    """What `settings.fleet` may have."""
+    found: Collection[str] = _validator().schema["properties"].keys()
     return found
-
-
-def place(data: Any) -> tuple[str, ...]:
-    """Where in a file's data the settings stand: below those of a machine, or in none."""
-    return INSIDE if isinstance(data, Mapping) and ("spec" in data or "data" in data) else ()
-
-
-def alone(data: Any) -> bool:
-    """True if a file's data looks like settings of a fleet alone: half of its keys at least are theirs."""
-    if not isinstance(data, Mapping) or place(data):
-        return False
-    known = _validator().schema["properties"]
-    return 0 < len(data) <= 2 * sum(name in known for name in data)
 
 
 def inside(machine: Mapping[str, Any]) -> Any:
@@ -127,7 +105,11 @@ def located(data: Any, where: str = WHERE) -> list[Fault]:
     """Each fault, in the order of the file; none where all is well."""
     if data is None:
         return []
-    found = [*_unfinite(data, where, ())] or [*_of_schema(data, where)] or [*_of_schedule(data, where)]
+    found = (
+        [*_unfinite(data, where, ())]
+        or [*_of_schema(data, where)]
+        or [*_of_times(data, where), *_of_schedule(data, where)]
+    )
     if not found:
         try:
             settings(_policy(data))
@@ -198,6 +180,18 @@ def _allowed(error: Any) -> str:
     while "title" not in error.schema and error.parent is not None and not error.relative_path:
         error = error.parent
     return str(error.schema.get("title", "something else"))
+
+
+def _of_times(data: Mapping[str, Any], where: str) -> Iterator[Fault]:
+    """Texts such as '1ms' that are shorter or longer than a number there may be."""
+    for name, kind in _TIMES.items():
+        value, rule = data.get(name), _validator().schema["definitions"][kind]
+        low, high = rule["anyOf"][0]["minimum"], rule["anyOf"][0]["maximum"]
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for part, text in parts.items():
+            if isinstance(text, str) and not low <= seconds(text.partition("@")[0].rstrip(" ")) <= high:
+                path = (name, part) if part else (name,)
+                yield Fault(path, f"{_placed(where, path)} must be {rule['title']}, got {_shown(text)}")
 
 
 def _of_schedule(data: Mapping[str, Any], where: str) -> Iterator[Fault]:

@@ -398,7 +398,7 @@ async def test_a_policy_that_is_none_is_refused(crew, tmp_path):
         autoscaler.serve({"policy": "autoo"}, crew.fleet)
     file = tmp_path / "mine.yml"
     file.write_text("{mode: slow}")
-    with pytest.raises(UsageError, match=r"mine\.yml: settings\.fleet\.mode must be one of"):
+    with pytest.raises(UsageError, match=r"mine\.yml:1:8: settings\.fleet\.mode must be one of"):
         autoscaler.serve({"policy": str(file)}, crew.fleet)
 
 

@@ -176,6 +176,15 @@ GOOD = {"--arrival": "100", "--service": "120", "--workers": "1..8"}
         ({"--slo": "100ms@95%", "--dispatch": "101ms"}, ["--dispatch alone takes 101ms", "no number of workers"]),
         ({"--dispatch": "-1"}, ["--dispatch", "no number of seconds"]),
         ({"--dispatch": "ms"}, ["--dispatch", "'ms'"]),
+        ({"--arrival": "١٠٠"}, ["--arrival", "no rate above 0"]),
+        ({"--arrival": "100\n"}, ["--arrival", "no rate above 0"]),
+        ({"--dispatch": "٣s"}, ["--dispatch", "no number of seconds"]),
+        ({"--dispatch": "1s\n"}, ["--dispatch", "no number of seconds"]),
+        ({"--workers": "٣"}, ["--workers", "no number of workers"]),
+        ({"--slo": "5s@95%\n"}, ["--slo", "no wait and percentage"]),
+        ({"--slo": "5s@٩٥%"}, ["--slo", "no wait and percentage"]),
+        ({"--service-cv2": "١"}, ["--service-cv2", "variance ÷ mean²"]),
+        ({"--service": None, "--service-time": "0." + "0" * 310 + "1"}, ["--service-time", "too short"]),
         ({"--arrival-cv2": "-1"}, ["--arrival-cv2", "variance ÷ mean²"]),
         ({"--service-cv2": "inf"}, ["--service-cv2", "variance ÷ mean²"]),
         ({"--arival": "1"}, ["unknown flag '--arival'", "--arrival"]),
@@ -188,6 +197,25 @@ def test_refused(change: dict[str, str | None], words: list[str], capsys: pytest
     assert [word for word in words if word not in err] == []
     code, out, _ = capacity(capsys, *argv, "--json")
     assert code == 2 and json.loads(out)["error"]["type"] == "UsageError"
+
+
+def test_the_level_is_told_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--arrival=100", "--service=30", "--slo=0.2s@99.9999%"]
+    _, out, _ = capacity(capsys, *argv)
+    last = out.splitlines()[-1]
+    assert last.startswith("P(wait ≤ 200ms) ≥ 99.9999% needs at least ")
+    reached = float(last.rpartition(" ")[2].removesuffix("%"))
+    assert 99.9999 <= reached < 100
+
+
+def test_figures_of_any_size_are_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for rate in ("1e308", "1e17", "1e-300"):
+        code, out, _ = capacity(capsys, f"--arrival={rate}", f"--service={rate}")
+        assert (code, "nan" in out) == (0, False)
+        assert max(map(len, out.split())) < 20
+    code, out, _ = capacity(capsys, "--arrival=1e-300", "--service=1e300", "--slo=5s@95%")
+    assert [line.split()[0] for line in out.splitlines()[3:5]] == ["1", "2"]
+    assert "needs at least 1 worker, which reach" in out
 
 
 # -- charts ------------------------------------------------------------------------------------------------------------

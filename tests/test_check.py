@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from flatfleet.commands.check import run
+from flatfleet.runtime import fleet_settings
+from flatfleet.runtime.errors import UsageError
 
 GOOD = """spec: flatmachine
 spec_version: '4.2.1'
@@ -122,10 +124,49 @@ schedule:
 """
 
 
+OTHER = "services: {db: {image: x}}\nmode: 5\nversion: 3\n"
+
+
 def test_a_file_of_settings_is_a_policy() -> None:
     write("mine.yml", POLICY)
-    write("other.yml", "services: {db: {image: x}}\nmode: 5\nversion: 3\n")
-    assert check("mine.yml", "other.yml") == (0, ["ok   mine.yml (policy)", "ok   other.yml (syntax only)"])
+    write("below/other.yml", OTHER)
+    assert check("mine.yml", "below") == (0, ["ok   mine.yml (policy)", "ok   below/other.yml (syntax only)"])
+
+
+DEEP = "[" * 3000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {settings: {fleet: {min: -1}}}", "x.yml:1:32: settings.fleet.min must be a whole number"),
+        ("data: {settings: {fleet: 5}}", "x.yml:1:26: settings.fleet must be a mapping"),
+        ("budget: 5", "x.yml:1:1: unknown key 'budget' in settings.fleet — it stands in cost"),
+        ("min: 2\nmin: 7", "x.yml:2:1: duplicate key 'min' — it stands in line 1 already"),
+        (OTHER, "x.yml:1:1: unknown key 'services' in settings.fleet"),
+        ("", "x.yml:1:1: the file is empty"),
+        ("mode: [", "x.yml:2:1: not YAML"),
+        ("mode: !!python/none 3", "x.yml:1:7: this is read as a YAML"),
+        ("a: &a [*a]", "x.yml:1:4: an alias refers to the value that it stands in"),
+        (f"mode: {DEEP}", "x.yml:1:106: this is nested more than 100 deep"),
+        (DEEP * 100, "x.yml:1:101: this is nested more than 100 deep"),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_check_as_by_the_flag(text: str, said: str) -> None:
+    write("x.yml", text)
+    code, lines = check("x.yml")
+    assert code == 2
+    assert lines[0].startswith(said)
+    with pytest.raises(UsageError) as caught:
+        fleet_settings.load("x.yml")
+    assert str(caught.value).splitlines() == lines[:-1]
+
+
+@pytest.mark.parametrize("text", ["data: {settings: {fleet: {min: 3}}}", "min: 3", '{"min": 3}'])
+def test_a_right_policy_is_taken_by_check_as_by_the_flag(text: str) -> None:
+    write("x.yml", text)
+    assert check("x.yml") == (0, ["ok   x.yml (policy)"])
+    assert fleet_settings.load("x.yml") == {"min": 3}
 
 
 @pytest.mark.parametrize(

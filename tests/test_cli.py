@@ -79,6 +79,8 @@ def parse(*argv: str) -> Any:
         ([LAUNCHER, "--input", ""], ["--input is empty"]),
         ([LAUNCHER, "--input"], ["--input", "expected one argument"]),
         ([LAUNCHER, "--workers", "x"], ["--workers is 'x'", "a whole number"]),
+        ([LAUNCHER, "--workers", "٣"], ["--workers is '٣'", "a whole number"]),
+        ([LAUNCHER, "--workers", "1_0"], ["--workers is '1_0'", "a whole number"]),
         ([LAUNCHER, "--workers", "1.5"], ["--workers is '1.5'", "a whole number"]),
         ([LAUNCHER, "--launch-interval", "inf"], ["--launch-interval is inf", "a number"]),
         ([LAUNCHER, "--registration", "maybe"], ["--registration is 'maybe'", "none, store"]),

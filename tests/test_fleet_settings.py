@@ -77,15 +77,17 @@ GOOD = {
 }  # fmt: skip
 
 WORKERS = "a whole number from 0 to 100000"
-SECONDS = "a number of seconds of at least 0, or a text such as '90s', '5m', '2h' (ms, s, m, h, d)"
-PERIOD = "more than 0 seconds, or a text such as '90s', '5m', '2h' (ms, s, m, h, d)"
-BOTH = "a number of seconds of at least 0, a text such as '5m', or both ways apart, such as {up: 0, down: 5m}"
+SECONDS = "0 s to 365 d, as a number of seconds or a text such as '90s', '5m', '2h' (ms, s, m, h, d)"
+PERIOD = "0.001 s to 365 d, as a number of seconds or a text such as '90s', '5m', '2h' (ms, s, m, h, d)"
+RHYTHM = PERIOD.replace("0.001", "0.01")
+BOTH = "0 s to 365 d, as a number of seconds, a text such as '5m', or both ways apart, such as {up: 0, down: 5m}"
 RATE = (
     "a whole number of workers of at least 1, a percentage such as '50%', a list of these (the largest counts), "
     "or null (no limit)"
 )
 MODE = "one of fixed, thresholds, target, latency, slo, predictive, or a list of them"
 SHARE = "a number from 0 to 1"
+HUGE = 10**400
 BAD = [
     ("preset", "agressive", "one of aggressive, reactive, conservative, auto, or null", "Did you mean 'aggressive'?"),
     ("mode", "treshold", MODE, "Did you mean 'thresholds'?"),
@@ -99,20 +101,20 @@ BAD = [
     ("max", 0, "a whole number from 1 to 100000", ""),
     ("max", 100001, "a whole number from 1 to 100000", ""),
     ("workers", "all", WORKERS + ", or null", ""),
-    ("interval", 0, PERIOD, ""),
-    ("interval", "0s", PERIOD, ""),
+    ("interval", 0, RHYTHM, ""),
+    ("interval", "0s", RHYTHM, ""),
     ("idle_terminate", "5 minutes", SECONDS, ""),
     ("idle_terminate", -1, SECONDS, ""),
-    ("target_utilization", 0, "a number above 0, up to 1000", ""),
+    ("target_utilization", 0, "a number from 0.001 to 1000", ""),
     ("scale_up_threshold", 80, SHARE, ""),
     ("scale_down_threshold", -0.1, SHARE, ""),
-    ("queue_depth", 2.5, "a whole number of at least 0", ""),
+    ("queue_depth", 2.5, "a whole number from 0 to 1000000000", ""),
     ("max_wait", None, SECONDS, ""),
-    ("sla", 0, "more than 0 seconds, a text such as '90s', or null", ""),
+    ("sla", 0, "0.001 s to 365 d, as a number of seconds or a text such as '90s', or null", ""),
     ("slo", "5s", "a wait and the share of items that keep it, such as '5s@95%' or {wait: 5, level: 0.95}", ""),
     ("slo", "5s@100%", "a wait and the share of items that keep it, such as '5s@95%' or {wait: 5, level: 0.95}", ""),
     ("slo", "0s@95%", "a wait and the share of items that keep it, such as '5s@95%' or {wait: 5, level: 0.95}", ""),
-    ("metrics_window", "x", PERIOD, ""),
+    ("metrics_window", "x", RHYTHM, ""),
     ("cooldown_period", "soon", BOTH, ""),
     ("scale_up_rate", 0, RATE, ""),
     ("scale_up_rate", "0%", RATE, ""),
@@ -120,16 +122,48 @@ BAD = [
     ("stabilization", True, BOTH, ""),
     ("tolerance", 2, SHARE + ", or both ways apart, such as {up: 0.1, down: 0.2}", ""),
     ("burst_capacity", -2, WORKERS, ""),
-    ("burst_threshold", 0.5, "a number of at least 1", ""),
-    ("burst_time", 0, PERIOD, ""),
-    ("flap_budget", 1, "a whole number of at least 2, or null", ""),
+    ("burst_threshold", 0.5, "a number from 1 to 1000000", ""),
+    ("burst_time", 0, RHYTHM, ""),
+    ("flap_budget", 1, "a whole number from 2 to 1000000000, or null", ""),
     ("schedule", "daily", "a list of mappings such as {cron: '0 9 * * mon-fri', duration: 8h, min: 5}", ""),
     ("predictor", "seasnal", "one of seasonal, learned", "Did you mean 'seasonal'?"),
     ("season", 5, "60 s to 31 d, as a number of seconds or a text such as '1d'", ""),
     ("cost", 5, "a mapping such as {per_worker_hour: 0.5, cost_threshold: 100}", ""),
     ("prefer_spot", "yes", "true or false", ""),
     ("spot_wait", [], SECONDS, ""),
-    ("stale_after", -1, "more than 0 seconds, a text such as '90s', or null (three intervals)", ""),
+    ("interval", 0.009, RHYTHM, ""),
+    ("interval", "9ms", RHYTHM, ""),
+    ("interval", "366d", RHYTHM, ""),
+    ("interval", "90s\n", RHYTHM, ""),
+    ("interval", "9\ns", RHYTHM, ""),
+    ("interval", "٣s", RHYTHM, ""),
+    ("metrics_window", "1ms", RHYTHM, ""),
+    ("burst_time", "0.001s", RHYTHM, ""),
+    (
+        "stale_after",
+        1e-9,
+        "0.01 s to 365 d, as a number of seconds or a text such as '90s', or null (three intervals)",
+        "",
+    ),
+    ("idle_terminate", "1000d", SECONDS, ""),
+    ("slo", "5s@95%\n", "a wait and the share of items that keep it, such as '5s@95%' or {wait: 5, level: 0.95}", ""),
+    (
+        "slo",
+        "5s@99.9999999999%",
+        "a wait and the share of items that keep it, such as '5s@95%' or {wait: 5, level: 0.95}",
+        "",
+    ),
+    ("slo", "0.1ms@95%", PERIOD, ""),
+    ("target_utilization", 1e-300, "a number from 0.001 to 1000", ""),
+    ("queue_depth", HUGE, "a whole number from 0 to 1000000000", ""),
+    ("burst_threshold", HUGE, "a number from 1 to 1000000", ""),
+    ("flap_budget", HUGE, "a whole number from 2 to 1000000000, or null", ""),
+    (
+        "stale_after",
+        -1,
+        "0.01 s to 365 d, as a number of seconds or a text such as '90s', or null (three intervals)",
+        "",
+    ),
 ]
 
 ENTRY = {"cron": "0 9 * * *", "duration": "8h", "min": 2}
@@ -143,7 +177,11 @@ DEEPER = [
     ({"stabilization": {"up": -3}}, f"settings.fleet.stabilization.up must be {SECONDS}, got -3"),
     ({"cost": {"budgt": 1}}, "unknown key 'budgt' in settings.fleet.cost — known: budget, cost_threshold, per_item, "
                              "per_spot_hour, per_worker_hour. Did you mean 'budget'?"),
-    ({"cost": {"budget": -1}}, "settings.fleet.cost.budget must be a number of at least 0, or null, got -1"),
+    ({"cost": {"budget": -1}}, "settings.fleet.cost.budget must be a number from 0 to 1e12, or null, got -1"),
+    *(({"cost": {name: HUGE}}, f"settings.fleet.cost.{name} must be a number from 0 to 1e12, or null, got {str(HUGE)[:80]}…")
+      for name in Cost._fields),
+    ({"stabilization": {"up": "999999d"}}, f'settings.fleet.stabilization.up must be {SECONDS}, got "999999d"'),
+    ({"pool": "papers\n"}, 'settings.fleet.pool must be the name of a pool, or null, got "papers\\n"'),
     ({"cost_threshold": 1},
      "unknown key 'cost_threshold' in settings.fleet — it stands in cost, as settings.fleet.cost.cost_threshold"),
     ({"schedule": [{"cron": "0 9 * * *", "duration": "8h"}]},
@@ -196,11 +234,29 @@ def test_a_good_value(name, value, read):
     assert getattr(validate({name: value}), name) == read
 
 
+def shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 @pytest.mark.parametrize(("name", "value", "allowed", "meant"), BAD)
 def test_a_wrong_value_says_where_what_and_what_is_allowed(name, value, allowed, meant):
     (line,) = faults({name: value})
-    said = f"settings.fleet.{name} must be {allowed}, got {json.dumps(value)}"
+    said = f"settings.fleet.{name} must be {allowed}, got {shown(value)}"
     assert line == (f"{said}. {meant}" if meant else said)
+
+
+def test_patterns_mean_the_whole_text_and_digits_of_one_script():
+    found = [each for name, each in walked(SCHEMA) if name == "pattern"]
+    assert len(found) > 5
+    assert [each for each in found if "\\d" in each or "\\s" in each or not each.endswith("$(?!\\n)")] == []
+
+
+def walked(part):
+    for name, each in part.items() if isinstance(part, dict) else enumerate(part):
+        yield name, each
+        if isinstance(each, dict | list):
+            yield from walked(each)
 
 
 def test_every_key_has_a_wrong_value_in_the_tests():
@@ -271,13 +327,13 @@ def test_the_flap_budget_follows_the_size_of_the_fleet():
     assert validate({"flap_budget": 12}).flaps == 12
 
 
-@pytest.mark.parametrize("text", ["5", "s", "1 week", "-5s", "1e3s"])
+@pytest.mark.parametrize("text", ["5", "s", "1 week", "-5s", "1e3s", "5s\n", "5\ns", "٣s"])
 def test_a_wrong_duration_is_no_duration(text):
     with pytest.raises(ValueError, match="is no duration"):
         seconds(text)
 
 
-@pytest.mark.parametrize("text", ["5s", "5s@", "5s@95", "@95%", "5s@0%", "5s@100%"])
+@pytest.mark.parametrize("text", ["5s", "5s@", "5s@95", "@95%", "5s@0%", "5s@100%", "5s@95%\n", "5s@٣%", "5s\n@95%"])
 def test_a_wrong_objective_is_no_objective(text):
     with pytest.raises(ValueError, match=r"is no objective|is no duration"):
         objective(text)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from flatfleet.runtime.policies import clamps, effect, forecast, memory, queueing, schedule
+from flatfleet.runtime.policies import clamps, effect, forecast, memory, queueing, schedule, slo
 from flatfleet.runtime.policies.deciding import POLICIES, decide
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Entry, settings
@@ -402,6 +402,11 @@ def test_a_time_zone_with_summer_time(at, expected):
     assert schedule.active(Entry("0 9 * * *", 3600, "Europe/Berlin"), clock(at)) is expected
 
 
+@pytest.mark.parametrize("text", ["0 0 29 2 *", "0 0 31 2,3 *", "0 0 30 4 *", "0 0 31 2 mon"])
+def test_a_rare_cron_comes(text):
+    assert schedule.parse(text)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -413,6 +418,12 @@ def test_a_time_zone_with_summer_time(at, expected):
         ("0 9 0 * *", "day '0'"),
         ("0 -3 * * *", "hour '-3'"),
         ("0 9,  * * *", "hour ''"),
+        ("0 0-70/40 * * *", "hour '0-70/40'"),
+        ("٣ 9 * * *", "minute '٣'"),
+        ("1_0 9 * * *", "minute '1_0'"),
+        ("0 0 31 2 *", "cron '0 0 31 2 *' never comes: none of its months has a day 31"),
+        ("0 0 30,31 feb *", "never comes: none of its months has a day 30"),
+        ("0 0 31 4,jun */2", "never comes"),
     ],
 )
 def test_a_wrong_cron_says_which_field(text, said):
@@ -688,3 +699,21 @@ def test_nothing_binds_where_the_want_is_had():
 def test_a_number_that_is_none_counts_as_not_measured(bad):
     o = look(arrival_rate=bad, service_mean=bad)
     assert (o.arrival_rate, o.service_mean) == (None, None)
+
+
+@pytest.mark.parametrize("mode", ["latency", "slo", ["target", "predictive"]])
+@pytest.mark.parametrize("service", [5e-324, 1e-310, 1e-10])
+def test_a_service_of_no_time_to_speak_of_is_one_of_a_nanosecond(mode, service):
+    seen = Observation(
+        at=9, workers=2, target=2, waiting=9, claimed=2, expired=0, arrival_rate=3.0, service_mean=service
+    )
+    decision, _ = decide(seen, settings({"mode": mode, "slo": "5s@95%"}), {})
+    assert json.dumps(decision.data(), allow_nan=False)
+    assert decision.seen.service_mean == 1e-9
+
+
+def test_a_smoothed_service_time_is_never_nothing():
+    """What is left of 1e6 s after a step to 1e-9 s may be 0 in floating point."""
+    kept = {"arrival": {"value": 3.0}, "service": {"value": 0.0}}
+    load = slo.measured(Observation(at=9), settings({"mode": "slo", "slo": "5s@95%"}), kept)
+    assert load is not None and load.service == 1e-9

@@ -23,8 +23,8 @@ from flatfleet.runtime.replay.clairvoyant import clairvoyant, floor
 from flatfleet.runtime.replay.contract import Conditions, Run, Terms
 from flatfleet.runtime.replay.crew import LOST
 from flatfleet.runtime.replay.results import METRICS, condition, summarise
-from flatfleet.runtime.replay.simulator import Fleet, simulate
-from flatfleet.runtime.replay.timeline import timeline
+from flatfleet.runtime.replay.simulator import MOST_DECISIONS, Fleet, simulate
+from flatfleet.runtime.replay.timeline import every, timeline
 from flatfleet.runtime.replay.traces import Request, Trace
 from flatfleet.runtime.replay.windows import Windows, percentile
 from hypothesis import given
@@ -272,7 +272,26 @@ def test_a_record_may_bring_its_state() -> None:
         ("{", ":2: no JSON"),
         ("[1]", ":2: no decision: it needs 'seen' with 'at'"),
         ('{"seen": {"target": 2}}', ":2: no decision: it needs 'seen' with 'at'"),
-        ('{"seen": {"at": 2, "waiting": "many"}}', ':2: seen.waiting must be a number, got "many"'),
+        ('{"seen": {"at": 2, "waiting": "many"}}', ':2: seen.waiting must be a number from 0 to 1e+15, got "many"'),
+        ('{"seen": {"at": 2, "waiting": true}}', ":2: seen.waiting must be a number from 0 to 1e+15, got true"),
+        ('{"seen": {"at": 2, "waiting": -1}}', ":2: seen.waiting must be a number from 0 to 1e+15, got -1"),
+        (
+            '{"seen": {"at": 2, "waiting": %s}}' % ("9" * 400),
+            ":2: seen.waiting must be a number from 0 to 1e+15, got 99",
+        ),
+        ('{"seen": {"at": NaN}}', ":2: seen.at must be a number from -6e+10 to 2.5e+11, got NaN"),
+        ('{"seen": {"at": 1e999}}', ":2: seen.at must be a number from -6e+10 to 2.5e+11, got Infinity"),
+        ('{"seen": {"at": 1}, "raw": 1e999}', ":2: raw must be a finite number, got inf"),
+        ('{"seen": {"at": 1}, "state": 5}', ":2: state must be a mapping, got 5"),
+        ('{"seen": {"at": 1}, "state": {"policies": []}}', ":2: state.policies must be a mapping of mappings, got []"),
+        ('{"seen": {"at": 1}, "state": {"up": 5}}', ":2: state.up must be a list of pairs"),
+        ('{"seen": {"at": 1}, "state": {"changes": [[1]]}}', ":2: state.changes must be a list of pairs"),
+        ('{"seen": {"at": 1}, "state": {"at": NaN}}', ":2: state.at must be a finite number, got NaN"),
+        (
+            '{"seen": {"at": 1}, "state": {"up": [[1, 1%s]]}}' % ("0" * 400),
+            ":2: state.up[0][1] must be a finite number",
+        ),
+        ("[" * 100_000, ":2: no JSON"),
     ],
 )
 def test_what_is_no_log(tmp_path: Path, line: str, said: str) -> None:
@@ -281,6 +300,40 @@ def test_what_is_no_log(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(SourceError) as caught:
         list(decisions.read(path))
     assert str(caught.value).startswith(f"{path}{said}")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"version": 1, "at": "now"},
+        {"version": 1, "up": [["a", "b"]]},
+        {"version": 1, "policies": {"slo": {"arrival": 5}}},
+    ],
+)
+def test_a_state_that_no_decision_leaves_is_no_fault_of_ours(tmp_path: Path, state: object) -> None:
+    seen = {
+        "at": 9,
+        "workers": 2,
+        "target": 2,
+        "waiting": 9,
+        "claimed": 2,
+        "expired": 0,
+        "arrival_rate": 1.0,
+        "service_mean": 2.0,
+    }
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"seen": seen, "state": state}))
+    wish = settings({**FAST, "mode": "slo", "stabilization": 60})
+    with pytest.raises(SourceError, match="line 1 cannot be decided again: the 'state' of line 1 is none that"):
+        list(decisions.again(decisions.read(path), wish))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_log_is_no_log(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(SourceError, match="has no decision in it"):
+        list(decisions.read(path))
 
 
 def test_prices_and_losses_of_spot_workers() -> None:
@@ -415,21 +468,74 @@ def test_what_is_no_condition(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(panel: ET.Element, *names: str) -> list[tuple[str, float, float]]:
+    found = [
+        (each.text or "", float(each.get("x", 0)), float(each.get("y", 0))) for each in panel.findall(f"{SVG}text")
+    ]
+    return [each for each in found if not names or each[0] in names]
+
+
 def test_the_timeline() -> None:
     conditions = Conditions(startup=5, sample=10)
     drawn = {name: simulate(SIX, Scripted(*targets), conditions, 0, 31).samples for name, targets in
              {"one": (1,), "a<b": (1, 2, 2, 1)}.items()}  # fmt: skip
-    root = ET.fromstring(timeline("trace & co", drawn))
-    space = "{http://www.w3.org/2000/svg}"
-    panels = root.findall(f"{space}svg")
-    assert [panel.find(f"{space}title").text for panel in panels] == [
+    root = ET.fromstring(timeline("trace & co", trace(SIX, 31), drawn))
+    panels = root.findall(f"{SVG}svg")
+    assert [panel.find(f"{SVG}title").text for panel in panels] == [
         "trace & co: arrivals a second", "Workers, with those that start or drain", "Items that wait",
     ]  # fmt: skip
-    assert [len(panel.findall(f"{space}polyline")) for panel in panels] == [1, 2, 2]
+    assert [len(panel.findall(f"{SVG}polyline")) for panel in panels] == [1, 2, 2]
     assert [panel.get("y") for panel in panels] == ["0", "400", "800"]
-    assert "a<b · 1" in [text.text for text in panels[1].findall(f"{space}text")]
+    assert "a<b" in [text.text for text in panels[1].findall(f"{SVG}text")]
     with pytest.raises(ValueError, match="nothing to draw"):
-        timeline("none", {"a": []})
+        timeline("none", trace(SIX, 31), {"a": []})
+
+
+def test_the_panels_of_a_timeline_have_one_axis_and_arrivals_are_those_of_the_trace() -> None:
+    over = trace([(float(at), 3.0) for at in range(200)], 200)
+    conditions = Conditions(startup=5, sample=every(over))
+    runs = {f"fixed:{n}": simulate(over.requests(), Scripted(n), conditions, 0, 200).samples for n in (5, 1, 4, 3)}
+    assert runs["fixed:1"][-1].at > 2 * runs["fixed:5"][-1].at
+    panels = ET.fromstring(timeline("t", over, runs)).findall(f"{SVG}svg")
+    below = [sorted((text, x) for text, x, y in texts(panel) if y == 372) for panel in panels]
+    assert below[0] == below[1] == below[2] != []
+    points = panels[0].find(f"{SVG}polyline").get("points").split()
+    assert max(float(each.partition(",")[0]) for each in points) == pytest.approx(64 + 426 * 200 / 600, abs=3)
+    for panel in panels[1:]:
+        names = texts(panel, *runs)
+        assert [name for name, *_ in names] == list(runs)
+        assert all(x > 490 for _, x, _ in names)
+        heights = [y for *_, y in names]
+        assert all(b - a >= 15 for a, b in itertools.pairwise(heights)) and max(heights) < 352
+
+
+def test_a_run_that_goes_on_for_long_has_a_picture_of_bounded_size() -> None:
+    over = trace([(0.0, 1.0)] * 5000, 0.0)
+    run = simulate(over.requests(), Scripted(1), Conditions(sample=every(over)), 0, 0)
+    assert len(run.samples) > 100_000
+    assert len(timeline("t", over, {"one": run.samples})) < 200_000
+
+
+def test_two_weeks_of_decisions_are_allowed_and_a_century_is_not() -> None:
+    fortnight = 14 * 86_400.0
+    assert fortnight / Scripted(1).interval == 120_960 < MOST_DECISIONS
+    assert simulate([(0, 1)], Scripted(1), Conditions(), 0, fortnight).decisions == 120_961
+    with pytest.raises(SourceError, match=r"scripted: from 0 to 3.1536e\+09 s|scripted: from 0 to 3153600000 s"):
+        simulate([(0, 1)], Scripted(1), Conditions(), 0, 100 * 365 * 86_400.0)
+
+
+def test_samples_of_the_clairvoyant_are_what_it_does() -> None:
+    over = trace(poisson(1.0, 5, 300, seed=4), 300)
+    run = clairvoyant(over, 5, 10, sample=0.5)
+    assert [each.at for each in run.samples] == sorted(each.at for each in run.samples)
+    assert max(each.workers for each in run.samples) <= run.peak
+    assert sum(each.workers for each in run.samples) * 0.5 == pytest.approx(run.paid, rel=0.05)
+    assert sum(each.waiting for each in run.samples) * 0.5 == pytest.approx(sum(run.waits), rel=0.1)
+    assert (run.samples[-1].arrived, run.samples[-1].waiting) == (len(over), 0)
+    assert clairvoyant(over, 5, 10).samples == []
 
 
 def test_what_a_policy_may_be(tmp_path: Path) -> None:
@@ -458,10 +564,10 @@ def test_what_a_policy_may_be(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("none.yml", None, "no such file, and no preset or baseline"),
-        ("x.yml", "mode: [", "x.yml is no YAML: "),
+        ("x.yml", "mode: [", "x.yml:2:1: not YAML: "),
         ("x.yml", "just words", 'settings.fleet must be a mapping such as {mode: target, max: 20}, got "just words"'),
-        ("x.yml", "mod: target", "x.yml: settings.fleet — known: "),
-        ("x.yml", "min: 9\nmax: 3", "x.yml: settings.fleet.min is 9, which is more than max, 3"),
+        ("x.yml", "mod: target", "x.yml:1:1: unknown key 'mod' in settings.fleet — known: "),
+        ("x.yml", "min: 9\nmax: 3", "x.yml:1:6: settings.fleet.min is 9, which is more than max, 3"),
         ("x.yml", "spec: flatmachine\ndata: {settings: {}}", "x.yml is a machine without settings.fleet"),
     ],
 )

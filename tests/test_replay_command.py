@@ -158,6 +158,34 @@ def test_recorded_decisions(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert (code, "a baseline decides nothing by what a log has seen" in err) == (2, True)
 
 
+def test_an_empty_log_passes_no_build(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (log := tmp_path / "log.jsonl").write_text("")
+    code, out, err = replay(capsys, "--policy", "auto", "--trace", log, "--fail-if", "differences>0")
+    assert (code, out, "has no decision in it" in err) == (2, "", True)
+
+
+def test_a_run_of_too_many_decisions_is_refused_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (trace := tmp_path / "long.csv").write_text("arrival_s,service\n0,1\n\n5,1\n1e9,1\n1e9,1\n")
+    code, out, err = replay(capsys, "--policy", "auto", "--trace", trace)
+    assert (code, out) == (2, "")
+    assert (
+        "auto: from 0 to 1000000000 s there would be 100,000,000 decisions, one each 10 s, and 5,000,000 at most" in err
+    )
+    assert f"a longer interval takes fewer; the longest gap is 1e+09 s, at {trace}:5: are these milliseconds?" in err
+
+
+def test_the_clairvoyant_alone_is_drawn(capsys: pytest.CaptureFixture[str], over: list[object], tmp_path: Path) -> None:
+    code, out, _ = replay(capsys, "--policy", "clairvoyant", *over, "--plot", tmp_path / "pz")
+    assert (code, out.splitlines()[-1]) == (0, f"wrote {tmp_path / 'pz' / 'replay.svg'}")
+    assert (tmp_path / "pz" / "replay.svg").stat().st_size > 1000
+
+
+def test_a_picture_of_no_time_is_missed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (trace := tmp_path / "one.csv").write_text("arrival_s,service\n5,0\n")
+    code, out, _ = replay(capsys, "--policy", "clairvoyant", "--trace", trace, "--plot", tmp_path / "pz")
+    assert (code, out.splitlines()[-1].startswith("no picture: ")) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -167,7 +195,7 @@ def test_recorded_decisions(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
         (["--policy", "aut", "--trace", "no.csv"], "Did you mean 'auto'?"),
         (["--policy", "auto", "--trace", "x", "--slo", "5s"], "--slo: '5s' is no objective"),
         (["--policy", "auto", "--trace", "x", "--slo", "0s@5%", "--scale", "0"], "--scale: '0' is no number above 0"),
-        (["--policy", "auto", "--trace", "x", "--interval", "0"], "--interval: '0' is no time above 0"),
+        (["--policy", "auto", "--trace", "x", "--interval", "0"], "--interval: '0' is no time of 0.01 s at least"),
         (["--policy", "auto", "--trace", "x", "--startup", "soon"], "--startup: 'soon' is no number of seconds"),
         (["--policy", "auto", "--trace", "x", "--spot-loss", "-1"], "--spot-loss: '-1' is no number of at least 0"),
         (["--policy", "auto", "--trace", "x", "--fail-if", "slow<1"], "unknown number 'slow' in 'slow<1'"),

@@ -101,7 +101,9 @@ def test_as_json_there_is_one_decision_a_line_and_replay_decides_them_again(deci
 def test_a_fleet_without_an_autoscaler(say):
     do(lambda fleet, store: fleet.set_target(4))
     for argv in (["explain-scaling"], ["explain-scaling", "--json"]):
-        with pytest.raises(UsageError, match=r"has no autoscaler .* --policy auto"):
+        with pytest.raises(
+            UsageError, match=r"has no autoscaler .*; give the command that starts its workers --policy"
+        ):
             main(argv)
     for wrong in ("0", "1001", "x"):
         with pytest.raises(UsageError, match="is no number from 1 to 1000"):

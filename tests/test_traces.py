@@ -39,6 +39,12 @@ def test_a_byte_order_mark_and_blanks_in_the_heads(tmp_path: Path) -> None:
     assert list(traces.read(path).requests()) == [(1, 2)]
 
 
+def test_the_longest_gap_and_its_line(tmp_path: Path) -> None:
+    assert traces.read(written(tmp_path, "arrival_s,service\n1,1\n\n3,1\n7,1\n9,1\n")).gap == (4, 5)
+    assert traces.read(written(tmp_path, "arrival_s,service\n1,1\n")).gap == (0, 0)
+    assert traces.read(written(tmp_path, RATES), "1").gap == (600, 3)
+
+
 def test_requests_are_streamed(tmp_path: Path) -> None:
     """A wrong row is met when it is reached, and not before."""
     found = traces.requests(written(tmp_path, "arrival_s,service\n1,2\nx,2\n"))
@@ -89,7 +95,10 @@ def test_the_seed_decides_all_and_the_service_moves_no_arrival(tmp_path: Path) -
         ("time,tokens\n1,2\n", "needs arrival_s, or window_start_s and rate_per_s; its columns are time, tokens"),
         ("arrival_s,service\n", "has no request in it"),
         ("arrival_s,service\n2,1\n1,1\n", ":3: arrival_s is 1, which is before the row above; sort the trace by it"),
-        ("arrival_s,service\nnan,1\n", ":2: arrival_s is nan, which is no moment"),
+        ("arrival_s,service\nnan,1\n", ":2: arrival_s is nan, which is no moment in seconds"),
+        ("arrival_s,service\n1,1\n1e12,1\n", ":3: arrival_s is 1e+12, which is no moment in seconds; are these milliseconds?"),
+        ("arrival_s,service\n-1e12,1\n", ":2: arrival_s is -1e+12, which is no moment in seconds"),
+        ("window_start_s,rate_per_s,service\n1,0,1\n2e12,0,1\n", ":3: window_start_s is 2e+12, which is no moment in seconds"),
         ("arrival_s,service\n1\n", ":2: service is '', which is no number"),
         ("arrival_s,service\n1,-2\n", ":2: 'service' comes to -2 s there"),
         ("arrival_s,tokens\n1,2\n", "has no column 'service': say how long a request takes"),

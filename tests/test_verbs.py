@@ -1351,6 +1351,8 @@ def test_a_worker_of_no_pool_can_be_drained(say: Talk) -> None:
         ("1d", 86400.0),
         ("0", 0.0),
         (".5h", 1800.0),
+        ("250ms", 0.25),
+        (" 10 m", 600.0),
     ],
 )
 def test_spans_as_they_are_typed(text: str, value: float) -> None:
@@ -1358,7 +1360,26 @@ def test_spans_as_they_are_typed(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "m", "1w", "10 m", "-5", "-5m", "nan", "inf", "1e999", "1.2.3s", "10mm", "99999d"]
+    "text",
+    [
+        "",
+        "m",
+        "1w",
+        "10\nm",
+        "90s\n",
+        "90\n",
+        "٣s",
+        "١٠٠",
+        "1_0",
+        "-5",
+        "-5m",
+        "nan",
+        "inf",
+        "1e999",
+        "1.2.3s",
+        "10mm",
+        "99999d",
+    ],
 )
 def test_what_is_no_span(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):

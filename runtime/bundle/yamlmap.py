@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")}
 _MAX_NODES = 200_000
+_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def read(path: Path) -> Document:
         raw = path.read_bytes()
     except OSError as error:
         raise BundleError([f"{name}: cannot be read: {error.strerror or error}"]) from error
+    _shallow(raw, name)
     node, data = _parse(raw, name)
     if path.suffix == ".json":
         try:
@@ -71,6 +74,19 @@ def shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def _shallow(raw: bytes, name: str) -> None:
+    """Refuse what is nested so deeply that putting it together would break the parser; other faults are found later."""
+    depth = 0
+    with contextlib.suppress(yaml.YAMLError):
+        for event in yaml.parse(raw, Loader=_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                mark: Any = event.start_mark
+                raise BundleError(
+                    [f"{name}:{mark.line + 1}:{mark.column + 1}: this is nested more than {_MAX_DEPTH} deep"]
+                )
 
 
 def _parse(raw: bytes, name: str) -> tuple[Any, Any]:

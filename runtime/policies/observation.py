@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+SHORTEST = 1e-9
+"""No mean service time is taken for shorter, s: its inverse is to be a rate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """One look at a fleet and its pool. Seconds and rates per second throughout; None says: not measured.
 
-    Workers count as parallelism. A number that is not finite counts as not measured.
+    Workers count as parallelism. A number that is not finite counts as not measured, a shorter service as `SHORTEST`.
     """
 
     at: float
@@ -62,6 +65,8 @@ class Observation:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and (value >= 0 or name == "measured")):
                 object.__setattr__(self, name, None)
+        if self.service_mean and self.service_mean < SHORTEST:
+            object.__setattr__(self, "service_mean", SHORTEST)
 
     @property
     def demand(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -14,6 +15,8 @@ from flatfleet.runtime.policies.settings import Entry
 _DAY = datetime.timedelta(days=1)
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_LONGEST = {2: 29, 4: 30, 6: 30, 9: 30, 11: 30}
+"""Days of a month that has fewer than 31."""
 _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 
 
@@ -92,7 +95,8 @@ def timezone(name: str) -> datetime.tzinfo:
 
 @functools.cache
 def parse(text: str) -> Cron:
-    """Read 'minute hour day month weekday'. Raises ValueError that says which field is wrong, and what it may be.
+    """Read 'minute hour day month weekday'. Raises ValueError that says which field is wrong, and what it may be,
+    and for one that never comes.
 
     A field is `*`, a number, a range `a-b`, either with a step `/n`, or several with commas; months and weekdays also as
     jan, mon. Where day and weekday are both given, one of them is enough, as in every cron.
@@ -102,7 +106,10 @@ def parse(text: str) -> Cron:
         raise ValueError(f"'{text}' has {len(parts)} fields; a cron has 5: minute hour day month weekday")
     found = [_field(part, *field) for part, field in zip(parts, _FIELDS, strict=True)]
     minutes, hours, days, months, weekdays = found
+    fits = any(min(days) <= _LONGEST.get(month, 31) for month in months)
     either = not parts[2].startswith("*") and not parts[4].startswith("*")
+    if not (fits or either):
+        raise ValueError(f"cron '{text}' never comes: none of its months has a day {min(days)}")
     sundays = frozenset(day % 7 for day in weekdays)
     return Cron(tuple(sorted(minutes)), tuple(sorted(hours)), frozenset(days), frozenset(months), sundays, either)
 
@@ -120,7 +127,7 @@ def _field(text: str, name: str, low: int, high: int) -> set[int]:
         elif not dash:
             end = high if slash else begin
         try:
-            numbers = range(int(begin), int(end) + 1, int(step) if slash else 1)
+            numbers = range(_whole(begin), _whole(end) + 1, _whole(step) if slash else 1)
         except ValueError:
             numbers = range(0)
         if not numbers or not low <= numbers[0] <= int(end) <= high:
@@ -128,3 +135,9 @@ def _field(text: str, name: str, low: int, high: int) -> set[int]:
             raise ValueError(f"{name} '{part}' is none of: *, {low} to {high}{also}, a-b, */n")
         found.update(numbers)
     return found
+
+
+def _whole(text: str | int) -> int:
+    if not re.fullmatch("[0-9]{1,9}", str(text)):
+        raise ValueError(f"'{text}' is no whole number")
+    return int(text)

@@ -133,11 +133,18 @@ def settings(data: Mapping[str, Any]) -> Settings:
     return made
 
 
+def number(text: str) -> float:
+    """The number that a text is, in digits 0 to 9: 5, 0.5, .5, 1e-3. Raises ValueError for another text."""
+    if not re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", text):
+        raise ValueError(f"'{text}' is no number")
+    return float(text)
+
+
 def seconds(value: float | str) -> float:
     """Seconds of a number, or of a text such as '90s', '5m', '2h' (ms, s, m, h, d). Raises ValueError for another text."""
     if not isinstance(value, str):
         return float(value)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(ms|s|m|h|d)", value)
     if not found:
         raise ValueError(f"'{value}' is no duration: a number of seconds, or a text such as '90s', '5m', '2h'")
     return float(found[1]) * _UNITS[found[2]]
@@ -148,10 +155,10 @@ def objective(value: str | Mapping[str, Any]) -> Slo:
     if not isinstance(value, str):
         return Slo(seconds(value["wait"]), float(value["level"]))
     wait, at, level = value.partition("@")
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)%", level.strip())
+    found = re.fullmatch(r" *([0-9]{1,2}(?:\.[0-9]{1,9})?)%", level)
     if not at or not found or not 0 < float(found[1]) < 100:
         raise ValueError(f"'{value}' is no objective, a wait and the share of items that keep it, such as '5s@95%'")
-    return Slo(seconds(wait.strip()), round(float(found[1]) / 100, 12))
+    return Slo(seconds(wait.rstrip(" ")), round(float(found[1]) / 100, 12))
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from flatfleet.runtime.policies.forecast import smoothed
-from flatfleet.runtime.policies.observation import Observation, Want
+from flatfleet.runtime.policies.observation import SHORTEST, Observation, Want
 from flatfleet.runtime.policies.queueing import workers_for
 from flatfleet.runtime.policies.settings import Settings, Slo
 
@@ -74,7 +74,9 @@ def measured(o: Observation, s: Settings, state: dict[str, Any]) -> Load | None:
     if "arrival" not in state or "service" not in state:
         return None
     found = [state.get(name, {}).get("value") for name in ("arrival", "service", "arrival_cv2", "service_cv2")]
-    return Load(found[0], found[1], 1.0 if found[2] is None else found[2], 1.0 if found[3] is None else found[3])
+    return Load(
+        found[0], max(found[1], SHORTEST), 1.0 if found[2] is None else found[2], 1.0 if found[3] is None else found[3]
+    )
 
 
 def _blind(o: Observation, s: Settings, state: dict[str, Any]) -> Want | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flatfleet.runtime import fleet_settings
 from flatfleet.runtime.errors import UsageError
-from flatfleet.runtime.policies.settings import PRESETS, Settings
+from flatfleet.runtime.policies.settings import PRESETS, Settings, number
 from flatfleet.runtime.replay.baselines import MOST, Fixed, Hpa, SeasonalNaive
 from flatfleet.runtime.replay.candidates import Production
 from flatfleet.runtime.replay.contract import Candidate
@@ -31,14 +31,14 @@ def choose(text: str, startup: float, interval: float | None = None, price: floa
 
     Raises UsageError for what is no policy, and for faults in its settings.
     """
-    kind, _, number = text.partition(":")
-    if kind == "clairvoyant" and not number:
+    kind, _, given = text.partition(":")
+    if kind == "clairvoyant" and not given:
         return Choice(text, None, None)
     if kind == "fixed" and not Path(text).exists():
-        workers = _number(text, number, whole=True)
+        workers = _number(text, given, whole=True)
         return Choice(text, None, lambda: Fixed(int(workers), price))
     if kind in ("hpa", "seasonal") and not Path(text).exists():
-        value = _number(text, number) if number else 0.7
+        value = _number(text, given) if given else 0.7
         if kind == "hpa":
             return Choice(f"hpa:{value:g}", None, lambda: Hpa(value, price=price))
         return Choice(f"seasonal:{value:g}", None, lambda: SeasonalNaive(value, startup, price))
@@ -47,12 +47,12 @@ def choose(text: str, startup: float, interval: float | None = None, price: floa
     return Choice(name, settings, lambda: Production(name, settings, interval, price))
 
 
-def _number(text: str, number: str, whole: bool = False) -> float:
+def _number(text: str, given: str, whole: bool = False) -> float:
     try:
-        value = float(number)
+        value = number(given)
     except ValueError:
         value = math.nan
     if not 0 < value <= MOST or (whole and value != int(value)):
         wanted = f"whole number from 1 to {MOST:,}, such as fixed:31" if whole else "number above 0, such as hpa:0.7"
-        raise UsageError(f"--policy '{text}': '{number}' is no {wanted}")
+        raise UsageError(f"--policy '{text}': '{given}' is no {wanted}")
     return value

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from flatfleet.runtime.errors import UsageError, did_you_mean
-from flatfleet.runtime.policies.settings import Slo, seconds
+from flatfleet.runtime.policies.settings import Slo, number, seconds
 from flatfleet.runtime.replay.contract import Run
 from flatfleet.runtime.replay.windows import percentile
 
@@ -122,11 +122,11 @@ def condition(text: str, metrics: Iterable[str] = METRICS) -> Condition:
 def _limit(text: str, whole: str) -> float:
     try:
         if text.endswith("%"):
-            value = float(text[:-1]) / 100
+            value = number(text[:-1]) / 100
         elif re.search("[a-z]$", text):
             value = seconds(text)
         else:
-            value = float(text)
+            value = number(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

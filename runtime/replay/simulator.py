@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
+from flatfleet.runtime.errors import SourceError
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.replay.contract import Candidate, Conditions, Run, Sample
 from flatfleet.runtime.replay.crew import ARRIVES, DECIDE, DONE, LOST, NOTICED, READY, SAMPLE, Crew
 from flatfleet.runtime.replay.traces import Request
 from flatfleet.runtime.replay.windows import Windows
 
+MOST_DECISIONS = 5_000_000
+"""Of one run: a year and a half at 10 s."""
+
 
 def simulate(
     requests: Iterable[Request], candidate: Candidate, conditions: Conditions, start: float, end: float
 ) -> Run:
-    """Run a candidate over requests that arrive from `start` on, until `end` and until all of them have ended."""
+    """Run a candidate over requests that arrive from `start` on, until `end` and until all of them have ended.
+
+    Raises SourceError where that would take more than `MOST_DECISIONS`.
+    """
+    if candidate.interval is not None and (count := (end - start) / candidate.interval) > MOST_DECISIONS:
+        raise SourceError(
+            f"{candidate.name}: from {start:.12g} to {end:.12g} s there would be {count:,.0f} decisions, one each "
+            f"{candidate.interval:g} s, and {MOST_DECISIONS:,} at most are simulated"
+        )
     return Fleet(candidate, conditions, start).run(requests, end)
 
 

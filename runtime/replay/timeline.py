@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flatfleet.runtime.charts import HEIGHT, WIDTH, chart
 from flatfleet.runtime.replay.contract import Sample
+from flatfleet.runtime.replay.traces import Trace
 
 SAMPLES = 240
 """Points of a line."""
@@ -18,33 +19,51 @@ _UNITS = (
 )
 
 
-def every(start: float, end: float) -> float:
+def every(trace: Trace) -> float:
     """Seconds between the samples that a timeline wants."""
-    return max((end - start) / SAMPLES, 1e-3)
+    longest = max(trace.services)
+    return max(trace.end - trace.start, longest, 0.24) / SAMPLES
 
 
-def timeline(title: str, runs: Mapping[str, Sequence[Sample]]) -> str:
-    """Draw the runs as SVG: {policy: samples}. Raises ValueError where no run has two samples."""
-    runs = {name: samples for name, samples in runs.items() if len(samples) > 1}
-    if not runs:
+def timeline(title: str, trace: Trace, runs: Mapping[str, Sequence[Sample]]) -> str:
+    """Draw a trace and runs over it as SVG, {policy: samples}, all over the same time.
+
+    Raises ValueError where none of them takes any time.
+    """
+    start, runs = trace.start, {name: _fewer(samples) for name, samples in runs.items() if samples}
+    longest = max([trace.end, *(samples[-1].at for samples in runs.values())]) - start
+    if not runs or longest <= 0:
         raise ValueError(f"there is nothing to draw for '{title}'")
-    first = next(iter(runs.values()))
-    start = first[0].at
-    longest = max(samples[-1].at for samples in runs.values()) - start
     unit, across = next((unit, name) for least, unit, name in _UNITS if longest >= least)
-    rate = {
-        (b.at - start) / unit: (b.arrived - a.arrived) / (b.at - a.at)
-        for a, b in itertools.pairwise(first)
-        if b.at > a.at and b.arrived >= a.arrived
-    }
     workers = {name: {(each.at - start) / unit: float(each.workers) for each in run} for name, run in runs.items()}
     waiting = {name: {(each.at - start) / unit: float(each.waiting) for each in run} for name, run in runs.items()}
-    panels = [
-        chart(f"{title}: arrivals a second", {"arrivals": rate}, across=across, end=_rounded),
-        chart("Workers, with those that start or drain", workers, across=across, end=_rounded),
-        chart("Items that wait", waiting, across=across, end=_rounded),
-    ]
-    return _stacked(title, panels)
+    rates = {"arrivals": {(at - start) / unit: rate for at, rate in _rates(trace)}}
+    panels = {
+        f"{title}: arrivals a second": rates,
+        "Workers, with those that start or drain": workers,
+        "Items that wait": waiting,
+    }
+    within = (0.0, longest / unit)
+    return _stacked(title, [chart(name, lines, across=across, within=within, legend=True)
+                            for name, lines in panels.items()])  # fmt: skip
+
+
+def _fewer(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Some of the samples, with the last, where a run went on for long after its trace."""
+    step = len(samples) // (4 * SAMPLES)
+    return samples if step < 2 else [*samples[:-1:step], samples[-1]]
+
+
+def _rates(trace: Trace) -> Iterator[tuple[float, float]]:
+    """The arrivals a second of each part of a trace, at its middle; at one moment all, where it has but one."""
+    length = every(trace)
+    before = 0
+    for number in range(max(1, round((trace.end - trace.start) / length))):
+        until = trace.start + (number + 1) * length
+        last = until >= trace.end - length / 2
+        found = len(trace) if last else bisect.bisect_left(trace.arrivals, until)
+        yield min(until - length / 2, trace.end), (found - before) / length
+        before = found
 
 
 def _stacked(title: str, panels: Iterable[str]) -> str:
@@ -54,7 +73,3 @@ def _stacked(title: str, panels: Iterable[str]) -> str:
     ]
     size = f"0 0 {WIDTH} {HEIGHT * len(placed)}"
     return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}">', *placed, "</svg>", ""])
-
-
-def _rounded(value: float) -> str:
-    return f"{value:,.3g}"

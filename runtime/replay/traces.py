@@ -20,6 +20,8 @@ from flatfleet.runtime.replay.expressions import Expression, parse
 ARRIVALS = ("arrival_s",)
 RATES = ("window_start_s", "rate_per_s")
 MOST = 50_000_000
+FIRST, LAST = -6e10, 2.5e11
+"""Moments in seconds since the epoch that have a date: from about the year 70 to the year 9892."""
 
 Request = tuple[float, float]
 """When it arrives and how long it takes, s."""
@@ -35,6 +37,8 @@ class Trace:
     services: Sequence[float]
     start: float
     end: float
+    gap: tuple[float, int] = (0.0, 0)
+    """The longest time between two rows, s, and the line that ends it."""
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -54,7 +58,7 @@ def read(path: str | Path, service: str | None = None, scale: float = 1.0, seed:
     Raises SourceError, with the line, for a file or a row that is none of a trace; UsageError for the expression.
     """
     arrivals, services = array("d"), array("d")
-    span = [math.inf, -math.inf]
+    span = [math.inf, -math.inf, 0.0, 0.0]
     for arrival, takes in requests(path, service, scale, seed, span):
         arrivals.append(arrival)
         services.append(takes)
@@ -62,7 +66,7 @@ def read(path: str | Path, service: str | None = None, scale: float = 1.0, seed:
             raise SourceError(f"{path} has more than {MOST:,} requests; a smaller --scale takes a part of them")
     if not arrivals:
         raise SourceError(f"{path} has no request in it" + (f" at a scale of {scale:g}" if scale < 1 else ""))
-    return Trace(str(path), arrivals, services, span[0], max(span[1], arrivals[-1]))
+    return Trace(str(path), arrivals, services, span[0], max(span[1], arrivals[-1]), (span[2], int(span[3])))
 
 
 def requests(
@@ -73,9 +77,9 @@ def requests(
     A trace has the column arrival_s (seconds, not falling), or window_start_s and rate_per_s: then arrivals are Poisson
     within a window, which lasts until the next begins, the last as long as the one before it. `scale` multiplies the
     number of requests: of arrivals, each is taken so many times on average, without changing when. `span` receives the
-    first and the last moment of the trace.
+    first and the last moment of the trace, the longest time between two rows, and the line that ends it.
     """
-    given, span = parse(service) if service is not None else None, span if span is not None else [0.0, 0.0]
+    given, span = parse(service) if service is not None else None, span if span is not None else [0.0] * 4
     with _opened(Path(path)) as file:
         lines, heads = _rows(file, path)
         takes = _takes(given, heads, path)
@@ -160,6 +164,7 @@ def _wrong(places: Iterable[tuple[str, int]], row: list[str]) -> Iterator[tuple[
 # -- arrivals ----------------------------------------------------------------------------------------------------------
 
 Arrival = tuple[int, float, dict[str, float]]
+_NO_MOMENT = "is no moment in seconds; are these milliseconds?"
 
 
 def _arriving(
@@ -168,9 +173,11 @@ def _arriving(
     last, whole, part = -math.inf, int(scale), scale - int(scale)
     for line, row in rows:
         at = row["arrival_s"]
-        if not last <= at < math.inf:
-            why = "is before the row above" if at < last else "is no moment"
-            raise SourceError(f"{path}:{line}: arrival_s is {at:g}, which {why}; sort the trace by it")
+        if not (last <= at and FIRST <= at <= LAST):
+            why = "is before the row above; sort the trace by it" if FIRST <= at < last else _NO_MOMENT
+            raise SourceError(f"{path}:{line}: arrival_s is {at:g}, which {why}")
+        if at - last > span[2] and last > -math.inf:
+            span[2:] = at - last, line
         span[0], span[1], last = min(span[0], at), at, at
         for _ in range(whole + (rng.random() < part if part else 0)):
             yield line, at, row
@@ -188,10 +195,14 @@ def _poisson(
         at, rate = row["window_start_s"], row["rate_per_s"] * scale
         if current is not None:
             length = current[1]["window_start_s"] - at
+        if math.isfinite(at) and not FIRST <= at <= LAST:
+            raise SourceError(f"{path}:{line}: window_start_s is {at:g}, which {_NO_MOMENT}")
         if not (math.isfinite(at) and 0 <= rate < math.inf):
             raise SourceError(
                 f"{path}:{line}: a window needs a start and a rate of at least 0, got {at:g} and {rate:g}"
             )
+        if length > span[2] and current is not None:
+            span[2:] = length, current[0]
         if not 0 < length < math.inf:
             where = f"{path}:{current[0]}" if current else f"{path}:{line}"
             raise SourceError(f"{where}: a window begins after the one above it, and a trace of rates has at least two")
