@@ -12,13 +12,15 @@ from flatfleet.benchmarks import ours
 from flatfleet.benchmarks.harness import Case, Contestant, Goal, Values, correct
 from flatfleet.run import Parts, compose
 from flatfleet.runtime import decisions, loop
-from flatfleet.runtime.autoscaler import LOOKED_THROUGH, Autoscaler
+from flatfleet.runtime.autoscaler import Autoscaler
 from flatmachines import WorkerRegistration
 
 MEDIAN, WORST = "ms", "ms at worst"
 ROUNDS = 50
 ITEMS_EACH = 100
 """Items for each worker."""
+DECIDED = 50
+"""Decisions of the scaler that there are already."""
 AT_ONCE = 10_000
 """Items or workers that the store is given at once while the fleet is set up."""
 
@@ -64,7 +66,7 @@ async def _set_up(parts: Parts, workers: int, n: int) -> None:
     await asyncio.gather(*(pool.complete(each.id, None, token=each.token) for each in done if each))
     held = await asyncio.gather(*(pool.claim(name) for name in names))
     await driver.beat(owner, names, {each.id: each.token for each in held if each}, 3600)
-    for k in range(LOOKED_THROUGH):
+    for k in range(DECIDED):
         made = decisions.begin(ours.POOL, f"d{k}", {"target": workers}, None)
         decisions.imagine(made, names, ())
         await parts.store.fleet(ours.POOL).decide(made | {"outcome": "applied", "target": workers})

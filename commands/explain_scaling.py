@@ -65,6 +65,8 @@ def told(decision: Mapping[str, Any]) -> Iterator[str]:
     change = f"{current} → {desired}" if desired != current else f"stays at {desired}"
     yield f"{moment(decision['at'])} ({ago} ago)  {decision['fleet']}: {change}: {decision['reason'] or 'nothing to do'}"
     yield "  saw      " + " · ".join(_seen(decision["seen"]))
+    if "policy" in decision:
+        yield f"  policy   {decision['policy']}"
     if "note" in decision:
         yield f"  note     {decision['note']}"
     for each in decision["wants"]:

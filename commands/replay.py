@@ -173,8 +173,10 @@ def _again(options: Any, chosen: Sequence[Choice]) -> int:
             )
         decided = list(decisions.again(decisions.read(options.trace), choice.settings))
         found = [difference for _, difference in decided if difference]
-        rows.append({"policy": name, "decisions": len(decided), "differences": len(found)})
+        others = decisions.others(decisions.read(options.trace), choice.settings)
+        rows.append({"policy": name, "decisions": len(decided), "differences": len(found), "others": others})
         lines.append(f"{plain(name)}: {len(decided):,} decisions, {len(found):,} come out differently")
+        lines += [f"  {n:,} of them were decided by other settings then: {plain(label)}" for label, n in others.items()]
         lines += [_difference(each) for each in found[:SHOWN]]
         lines += [f"  and {len(found) - SHOWN:,} more (--json has them all)"] if len(found) > SHOWN else []
         rows[-1] |= {"changed": [each.data() for each in found]} if options.json else {}

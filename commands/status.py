@@ -109,6 +109,8 @@ def _lines(name: str, about: dict[str, Any]) -> list[str]:
 
 def _orders(scaling: dict[str, Any]) -> Iterator[str]:
     by = {name: f" by {scaling[name]}" if scaling[name] else "" for name in ("paused_by", "held_by")}
+    if scaling["policy"]:
+        yield f"scaled by policy {scaling['policy']}"
     if scaling["paused"]:
         ends = scaling["paused_until"]
         yield f"scaling is paused{by['paused_by']} until {until(math.inf if ends is None else ends)}"

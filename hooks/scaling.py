@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flatfleet.runtime import autoscaler, decisions, scaling
+from flatfleet.runtime import decisions, first_size, scaling
 from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.values import number, text, whole
@@ -167,24 +167,25 @@ async def reconcile(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
 async def aim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """Set `want`, the parallelism to launch here, and store the target; `scaled` says whether a scaler belongs to it.
 
-    With `workers`: so many here, beside what is live; without: what the stored target (else four workers, or the least
-    that the `policy` allows) lacks. They are registered, too, while nobody else counts or launches any.
+    With `workers`: so many here, beside what is live; without: what the stored target (else four workers, or the policy's
+    least) lacks; both as far as the `policy` allows. They are registered, too, while nobody else counts or launches any.
     """
     name, parallelism = text(context, "pool", "papers"), whole(context, "parallelism", 1, least=1)
     asked = None if context.get("workers") in (None, "") else whole(context, "workers", WORKERS) * parallelism
-    least = autoscaler.serve(context, fleet)
+    bounds = await first_size.serve(context, fleet)
     context.update(want=asked if asked is not None else WORKERS * parallelism, scaled=False, n=0)
-    if (asked == 0 and least is None) or text(context, "registration", "store") != "store":
+    if (asked == 0 and bounds is None) or text(context, "registration", "store") != "store":
         return context
     crew, entry = Crew(fleet, name), fleet.store.fleet(name)
-    default = WORKERS * parallelism if least is None else least
+    default = WORKERS * parallelism if bounds is None else bounds.low
     async with crew.alone():
         look, stored = await crew.look(), await entry.target()
         target = scaling.first_target(asked or None, stored, look.live, default, served=fleet.served)
+        target = first_size.bounded(target, look.live, bounds)
         await entry.set_target(target)
         await crew.replaced(look.lost, str(context["run"]))
         lacks = 0 if asked == 0 else target - look.live
         context["want"] = await crew.book(str(context["run"]), lacks, parallelism)
         return context | {
-            "scaled": target > look.live or least is not None or fleet.served or await crew.unscaled(look)
+            "scaled": target > look.live or bounds is not None or fleet.served or await crew.unscaled(look)
         }

@@ -17,7 +17,7 @@ from flatfleet.runtime.errors import StoreError, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.notices import notices
 from flatfleet.runtime.orders import BY, ordered
-from flatfleet.runtime.policies import deciding
+from flatfleet.runtime.policies import deciding, naming
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Settings, settings
 from flatfleet.runtime.values import text
@@ -26,26 +26,11 @@ Step = Callable[["Autoscaler"], Coroutine[Any, Any, dict[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
-FOREVER = 1e9
-"""Seconds, 31 years: workers under an autoscaler do not retire by themselves."""
 POLL = 1.0
 """Seconds between two looks whether a batch is done."""
 _OF_THE_STORE = ("StoreError", "StoreUnavailable", "StoreGone")
 SPOT = "spot"
 """The capability of a host that may be taken away at any time, and costs less."""
-
-
-def serve(context: dict[str, Any], fleet: Fleet) -> int | None:
-    """Make this process serve a fleet with a `policy`, and return the fewest workers that this allows; None without one.
-
-    With `until_empty` it is no service: all of it ends with the pool. Raises UsageError for a policy that is none.
-    """
-    if not context.get("policy"):
-        return None
-    context["policy"] = fleet_settings.load(context["policy"])
-    context["idle_timeout"] = FOREVER
-    fleet.served = context.get("until_empty") not in (True, "true", "True")
-    return settings(context["policy"]).min
 
 
 def _answered(step: Step) -> Step:
@@ -102,6 +87,7 @@ class Autoscaler:
         before = ordered(state, orders, hold, o.at)
         decision, kept = deciding.decide(o, s, before)
         data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
+        data["policy"] = naming.label(context["policy"])
         if before != state or not context.get("begun"):
             data["state"] = before  # a replay cannot know of a restart, or of what people have ordered
         notes = []

@@ -45,8 +45,8 @@ async def keep_hold(record: FleetRecord, decision: Mapping[str, Any]) -> None:
 
 async def in_force(record: FleetRecord, at: float) -> dict[str, Any]:
     """What holds at a time (s): `paused`, `paused_until` (None: until it is resumed), `paused_by`, `held_until`, `held_by`,
-    and the `fault` for which nothing can be decided (None: it can)."""
-    orders, hold = await record.orders(), await record.hold()
+    the `policy` that decided last, and the `fault` for which nothing can be decided (None: it can)."""
+    orders, hold, last = await record.orders(), await record.hold(), await record.policy_decisions(1)
     off, fixed = paused(orders, at), held(orders, hold, at)
     return {
         "paused": off,
@@ -54,5 +54,6 @@ async def in_force(record: FleetRecord, at: float) -> dict[str, Any]:
         "paused_by": orders.get("by") if off else None,
         "held_until": hold["until"] if fixed else None,
         "held_by": hold.get("by") if fixed else None,
+        "policy": last[-1].get("policy") if last else None,
         "fault": await record.fault() or None,
     }

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from importlib import resources
 
 import pytest
 import yaml
 from flatfleet.hooks import autoscaling as actions
-from flatfleet.runtime import autoscaler, bundle, metrics, orders
+from flatfleet.hooks import scaling as scaling_actions
+from flatfleet.runtime import autoscaler, bundle, first_size, metrics, orders
 from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.errors import StoreUnavailable, UsageError
 from flatfleet.runtime.faults import describe
+from flatfleet.runtime.policies import naming
 from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.replay import decisions as log
 from jsonschema import Draft7Validator
@@ -381,25 +384,77 @@ async def test_a_policy_is_a_preset_a_file_or_settings(crew, tmp_path):
     file.write_text("{mode: target, min: 2}")
     for policy, least in (("auto", 1), ("reactive", 0), (str(file), 2), ({"min": 3}, 3)):
         context = {"policy": policy, "idle_timeout": 300}
-        assert autoscaler.serve(context, crew.fleet) == least
+        bounds = await first_size.serve(context, crew.fleet)
+        assert (bounds.fleet, bounds.low) == ("papers", least)
         assert context["policy"] == ({"preset": policy} if policy in ("auto", "reactive") else context["policy"])
-        assert context["idle_timeout"] == autoscaler.FOREVER
+        assert context["idle_timeout"] == first_size.FOREVER
     assert crew.fleet.served
 
 
 async def test_without_a_policy_nothing_changes(crew):
     context = {"policy": None, "idle_timeout": 300}
-    assert autoscaler.serve(context, crew.fleet) is None
+    assert await first_size.serve(context, crew.fleet) is None
     assert (crew.fleet.served, context["idle_timeout"]) == (False, 300)
 
 
 async def test_a_policy_that_is_none_is_refused(crew, tmp_path):
     with pytest.raises(UsageError, match=r"Did you mean 'auto'\?"):
-        autoscaler.serve({"policy": "autoo"}, crew.fleet)
+        await first_size.serve({"policy": "autoo"}, crew.fleet)
     file = tmp_path / "mine.yml"
     file.write_text("{mode: slow}")
     with pytest.raises(UsageError, match=r"mine\.yml:1:8: settings\.fleet\.mode must be one of"):
-        autoscaler.serve({"policy": str(file)}, crew.fleet)
+        await first_size.serve({"policy": str(file)}, crew.fleet)
+
+
+def notices(caplog):
+    return [each.getMessage() for each in caplog.records if each.name == "flatfleet.notices"]
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "target", "workers", "told"),
+    [
+        ({"workers": 15}, None, 2, 2, "fleet p begins with 2, not 15: its policy allows 1 to 2"),
+        ({}, 40, 2, 2, "fleet p begins with 2, not 40: its policy allows 1 to 2"),
+        ({"workers": 2}, None, 2, 2, None),
+        ({"workers": 0}, 40, 2, 0, "fleet p begins with 2, not 40: its policy allows 1 to 2"),
+        ({"policy": {"min": 3, "max": 5}, "workers": 1}, None, 3, 3, "fleet p begins with 3, not 1: its policy allows 3 to 5"),
+        ({"policy": {"max": 1, "schedule": [{"cron": "* * * * *", "duration": 60, "max": 7}]}}, 40, 7, 7,
+         "fleet p begins with 7, not 40: its policy allows 1 to 7"),
+        ({"policy": None}, 7, 7, 7, None),
+    ],
+)  # fmt: skip
+async def test_the_first_size_is_within_what_the_policy_allows(crew, caplog, given, stored, target, workers, told):
+    caplog.set_level("INFO", "flatfleet.notices")
+    await crew.record.set_target(stored)
+    context = {"pool": "p", "run": "r", "policy": {"max": 2}, **given}
+    crew.fleet.served = True
+    await scaling_actions.aim(context, crew.fleet)
+    assert (await crew.record.target(), context["want"]) == (target, workers)
+    assert notices(caplog) == ([told] if told else [])
+    await crew.fleet.bookings.end_all()
+
+
+async def test_nobody_who_is_live_goes_by_a_launch(crew):
+    assert first_size.bounded(9, 5, first_size.Bounds("p", 1, 4)) == 5
+    assert first_size.bounded(9, 5, None) == 9
+
+
+async def test_a_second_launcher_hears_whose_policy_counts(crew, caplog):
+    caplog.set_level("INFO", "flatfleet.notices")
+    async with crew.runs(max=3):
+        await until(crew.decisions)
+        for policy, n in (({**POLICY, "max": 3}, 0), ("auto", 1)):
+            context = {"pool": "p", "policy": policy}
+            bounds = await first_size.serve(context, crew.fleet)
+            assert (bounds.low, bounds.high) == (0, 3)
+            assert len(notices(caplog)) == n
+    theirs, yours = naming.label({**POLICY, "max": 3}), naming.label({"preset": "auto"})
+    assert f"fleet p is scaled by the policy of pid {os.getpid()} on " in notices(caplog)[0]
+    assert notices(caplog)[0].endswith(f"({theirs}); yours ({yours}) is not used while that one runs")
+    assert {each["policy"] for each in await crew.decisions()} == {theirs}
+    context = {"pool": "p", "policy": "auto"}
+    assert (await first_size.serve(context, crew.fleet)).high == 20  # nobody runs it any more
+    assert len(notices(caplog)) == 1
 
 
 # -- orders by hand ----------------------------------------------------------------------------------------------------

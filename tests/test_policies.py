@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from flatfleet.runtime.policies import clamps, effect, forecast, memory, queueing, schedule, slo
+from flatfleet.runtime.policies import clamps, effect, forecast, memory, naming, queueing, schedule, slo
 from flatfleet.runtime.policies.deciding import POLICIES, decide
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Entry, settings
@@ -522,6 +522,45 @@ def test_a_missing_metric_keeps_even_those_above_a_lowered_max():
     blind = {"waiting": None}
     timeline({**FREE, "max": 8}, [(0, {"target": 30, **blind}, 30, "missing"), (10, {"claimed": 30}, 8)])
     timeline({**FREE, "min": 6}, [(0, blind, 6)])  # up it may go: a bound is no guess
+
+
+@pytest.mark.parametrize(("target", "low", "spent"), [(40, 0, 0), (2, 0, 0), (0, 2, 0)])
+def test_to_come_within_the_bounds_costs_no_flap_budget(target, low, spent):
+    """A fleet that somebody made too large, or too small, can still go to none, or to the most, within the hour."""
+    wish = {**FREE, "min": low, "max": 2, "flap_budget": 4, "idle_terminate": 10}
+    s = settings(wish)
+    decision, state = decide(look(target=target, claimed=2), s, {})
+    assert (decision.desired, memory.flaps(state)) == (2, spent)
+    timeline(wish, [(10, {"claimed": 2}, 2), (20, {}, low), (30, {}, low)], 2, state)
+
+
+def test_what_a_change_does_beyond_the_bounds_does_cost():
+    _, state = timeline({**FREE, "max": 8, "flap_budget": 50}, [(0, {"claimed": 3}, 3)], 40)
+    assert memory.flaps(state) == 5
+    _, state = timeline({**FREE, "min": 4, "max": 8, "flap_budget": 50}, [(0, {"claimed": 6}, 6)], 1)
+    assert memory.flaps(state) == 2
+    burst = {**FREE, "max": 8, "burst_capacity": 4, "flap_budget": 50}
+    _, state = timeline(burst, [(0, {"claimed": 8}, 8)], 12)
+    assert memory.flaps(state) == 4  # a burst's own way back
+
+
+def test_a_policy_is_named_by_what_it_says():
+    assert naming.label({"preset": "auto"}).startswith("auto#")
+    assert naming.label({}) == naming.label({"mode": "thresholds", "interval": "10s", "stale_after": 30})
+    assert naming.label({}).startswith("thresholds#")
+    assert naming.label({"mode": ["slo", "predictive"], "slo": "5s@95%"}).startswith("slo+predictive#")
+    wishes = [
+        {},
+        {"max": 21},
+        {"max": 22},
+        {"min": 2},
+        {"cooldown_period": 9},
+        {"cost": {"budget": 1}},
+        {"slo": "5s@95%"},
+    ]
+    assert len({naming.label(wish) for wish in wishes}) == len(wishes)
+    assert naming.digest_of(naming.label({})) == naming.digest(settings({}))
+    assert naming.digest_of("auto") is naming.digest_of(None) is naming.digest_of(4) is None
 
 
 def test_a_burst_keeps_enough_of_the_flap_budget_to_end():

@@ -15,7 +15,7 @@ from flatfleet.commands import messages, run
 from flatfleet.run import main
 from flatfleet.runtime import fleet_settings
 from flatfleet.runtime.errors import UsageError
-from flatfleet.runtime.policies import deciding
+from flatfleet.runtime.policies import deciding, naming
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.stores import open_store
 
@@ -64,7 +64,12 @@ def decided():
             claimed = target if n != 0 else 3
             o = Observation(at, workers=target, target=target, waiting=waiting, claimed=claimed, expired=0, measured=at)
             decision, state = deciding.decide(o, s, state)
-            about = {"id": f"auto-{n}", "fleet": "papers", "sent": decision.outcome != "hold"}
+            about = {
+                "id": f"auto-{n}",
+                "fleet": "papers",
+                "policy": naming.label(SETTINGS),
+                "sent": decision.outcome != "hold",
+            }
             await fleet.decide_policy({**about, **decision.data()})
 
     do(record)
@@ -76,11 +81,13 @@ def test_the_last_decision_is_explained(decided, say):
     assert lines[1].startswith(
         "  saw      workers 4 · starting 0 · draining 0 · target 4 · waiting 4 · claimed 4 · expired 0"
     )
-    assert [line.split(maxsplit=1)[0] for line in lines[2:]] == ["wanted", "clamp", "clamp", "else", "sent"]
-    assert lines[2] == "  wanted   11.429 by target: 8 items at 0.7 a worker"
-    assert lines[4] == "  clamp    max 12 → 8: max = 8  ← binds"
-    assert lines[5] == "  else     would be 12 but for max = 8"
-    assert lines[6] == "  sent     the scaler was told (decision auto-1)"
+    assert lines[2] == f"  policy   {naming.label(SETTINGS)}"
+    assert f"  scaled by policy {naming.label(SETTINGS)}\n" in say("status")
+    assert [line.split(maxsplit=1)[0] for line in lines[3:]] == ["wanted", "clamp", "clamp", "else", "sent"]
+    assert lines[3] == "  wanted   11.429 by target: 8 items at 0.7 a worker"
+    assert lines[5] == "  clamp    max 12 → 8: max = 8  ← binds"
+    assert lines[6] == "  else     would be 12 but for max = 8"
+    assert lines[7] == "  sent     the scaler was told (decision auto-1)"
     assert "stays at 8" in say("explain-scaling").splitlines()[0]
     assert "4 → 8" in say("explain-scaling", "--changes").splitlines()[0]
 
@@ -94,8 +101,14 @@ def test_as_json_there_is_one_decision_a_line_and_replay_decides_them_again(deci
     (tmp_path / "log.jsonl").write_text(text)
     (tmp_path / "mine.yml").write_text(json.dumps(SETTINGS))
     (tmp_path / "other.yml").write_text(json.dumps({**SETTINGS, "max": 6}))
-    assert "mine: 3 decisions, 0 come out differently" in say("replay", "--policy", "mine.yml", "--trace", "log.jsonl")
-    assert " 0 come" not in say("replay", "--policy", "other.yml", "--trace", "log.jsonl")
+    assert say("replay", "--policy", "mine.yml", "--trace", "log.jsonl") == (
+        "mine: 3 decisions, 0 come out differently\n"
+    )
+    told = say("replay", "--policy", "other.yml", "--trace", "log.jsonl")
+    assert " 0 come" not in told
+    assert f"  3 of them were decided by other settings then: {naming.label(SETTINGS)}\n" in told
+    rows = json.loads(say("replay", "--policy", "other.yml", "--trace", "log.jsonl", "--json"))["policies"]
+    assert rows[0]["others"] == {naming.label(SETTINGS): 3}
 
 
 def test_a_fleet_without_an_autoscaler(say):
@@ -129,7 +142,7 @@ def test_scaling_is_paused_and_resumed(say):
     about = json.loads(say("status", "--json"))["pools"]["papers"]["scaling"]
     assert about == {
         "paused": True, "paused_until": orders["until"], "paused_by": messages.sender(), "held_until": None, "held_by": None,
-        "fault": None,
+        "policy": None, "fault": None,
     }  # fmt: skip
     assert say("resume-scaling") == "scaling of papers is resumed\n"
     orders = do(lambda fleet, store: fleet.orders())

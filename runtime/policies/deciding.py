@@ -163,7 +163,9 @@ def decide(o: Observation, s: Settings, state: Mapping[str, Any]) -> tuple[Decis
         memory.recommend(kept, s, int(before))
         effect.begin(kept, o, desired, o.target)
     if desired != o.target:
-        memory.changed(kept, abs(desired - o.target))
+        low, high = schedule.bounds(s, scheduled)
+        outside = max(0, o.target - high - s.burst_capacity, low - o.target)
+        memory.changed(kept, abs(desired - o.target) - outside)
     return Decision(o, wants, raw, desired, case, passed), kept
 
 

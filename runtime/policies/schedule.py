@@ -10,7 +10,7 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from flatfleet.runtime.policies.observation import Want
-from flatfleet.runtime.policies.settings import Entry
+from flatfleet.runtime.policies.settings import Entry, Settings
 
 _DAY = datetime.timedelta(days=1)
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -53,6 +53,14 @@ def overrides(entries: Iterable[Entry], at: float) -> dict[str, Override]:
                 if (value := getattr(entry, name)) is not None:
                     found[name] = Override(value, f"schedule '{entry.cron}' {name} = {value}")
     return found
+
+
+def bounds(s: Settings, found: dict[str, Override]) -> tuple[int, int]:
+    """The fewest and the most workers outside a burst, where the schedule sets what was `found`."""
+    if "target" in found:
+        return found["target"].value, found["target"].value
+    low, high = (found[name].value if name in found else getattr(s, name) for name in ("min", "max"))
+    return min(low, high), high
 
 
 def want(found: dict[str, Override]) -> Want | None:

@@ -6,12 +6,14 @@ import gzip
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flatfleet.runtime.errors import SourceError
+from flatfleet.runtime.policies import naming
 from flatfleet.runtime.policies.deciding import Decision, decide
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Settings
@@ -90,6 +92,13 @@ def again(
             ) from error
         changed = {name: (record[name], now[name]) for name in COMPARED if name in record and record[name] != now[name]}
         yield decision, Difference(line, decision.seen.at, changed, now["reason"]) if changed else None
+
+
+def others(records: Iterable[tuple[int, Mapping[str, Any]]], settings: Settings) -> dict[str, int]:
+    """Policies with other settings by which records were decided, with how many; a record that names none is left out."""
+    mine = naming.digest(settings)
+    labels = (record.get("policy") for _, record in records)
+    return dict(Counter(str(label) for label in labels if naming.digest_of(label) not in (None, mine)))
 
 
 def _record(line: str, where: str) -> Mapping[str, Any]:

@@ -241,3 +241,37 @@ def test_a_served_fleet_ends_with_its_store(trial, what):
     error = json.loads(fleet.process.out.read_text())["error"]
     assert error["type"] == "StoreGone"
     assert "deleted or replaced" in error["message"]
+
+
+def test_a_launcher_keeps_to_the_policy_that_counts(trial):
+    """Its own, if it is the first one; else that of the process which scales the fleet already, and it says so."""
+    fleet = Fleet(trial, "--workers", "15", min=2, max=2)
+    fleet.until(lambda: trial.db.exists() and fleet.decisions())
+    assert fleet.live() == 2
+    assert "INFO fleet trial begins with 2, not 15: its policy allows 2 to 2\n" in fleet.process.err.read_text()
+    fleet.push(
+        "a", 3, do={"first": "wait"}, until=str(fleet.go), seconds=0.01
+    )  # with nothing left none would be launched
+    fleet.policy.write_text(json.dumps({**POLICY, "max": 30}))
+    second = fleet.host("--workers", "9")
+    fleet.until(lambda: len(fleet.hosts()) == 2)
+    fleet.until(lambda: "begins with" in second.err.read_text())
+    said = second.err.read_text()
+    assert f"WARNING fleet trial is scaled by the policy of pid {fleet.process.pid} on " in said
+    assert "INFO fleet trial begins with 2, not 11: its policy allows 2 to 2\n" in said
+    assert fleet.live() == 2
+    fleet.go.touch()
+    fleet.until(lambda: trial.counts().left == 0)
+    fleet.end(second, fleet.process)
+    assert len({each["policy"] for each in fleet.decisions()}) == 1
+
+
+def test_a_served_fleet_of_none_says_that_it_is_served(trial):
+    fleet = Fleet(trial)
+    fleet.until(lambda: trial.db.exists() and trial.counts().completed == 1)
+    fleet.end()
+    argv = ["machines/launcher.yml", "--task", str(HERE / "trial.yml"), "--pool", "trial", "--out", ""]
+    argv += ["--input", str(fleet.first), "--policy", str(fleet.policy), "--store", trial.url, "--workers", "0"]
+    process = trial.start(*argv)
+    fleet.until(lambda: "fleet trial is served here" in process.err.read_text())
+    fleet.end(process)
