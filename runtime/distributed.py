@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from string import Template
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from flatfleet.runtime import fleet_settings
 from flatfleet.runtime.errors import UsageError, did_you_mean
 from flatfleet.runtime.fleet_settings import Fault
+from flatfleet.runtime.redact import shown
 
 WHERE = "settings.distributed"
 INSIDE = ("data", "settings", "distributed")
@@ -78,12 +78,12 @@ def _at_odds(data: Mapping[str, Any]) -> Iterator[Fault]:
     executor, broker, url = data.get("executor"), data.get("message_broker"), data.get("broker_url")
     if data.get("enabled") is False:
         return
-    scheme = urlsplit(url).scheme if url and not url.startswith("$") else None
+    scheme = url.partition(":")[0] if url and not url.startswith("$") else None
     if broker and scheme is not None and scheme not in SCHEMES[broker]:
         known = " or ".join(f"{each}:" for each in SCHEMES[broker])
-        yield Fault(
-            ("broker_url",), f"{WHERE}.broker_url must begin with {known} for message_broker {broker}, got {scheme}:"
-        )
+        got = shown(url or "").partition(":")[0]
+        text = f"{WHERE}.broker_url must begin with {known} for message_broker {broker}, got {got}:"
+        yield Fault(("broker_url",), text)
     if executor in ("process", "ray") and "memory" in (broker, scheme):
         text = f"{WHERE}: executor {executor} runs workers in other processes, and message_broker memory lives in one"
         yield Fault(("executor",), f"{text}; take sqlite or redis")
@@ -104,10 +104,18 @@ def _said(error: Any) -> Iterator[Fault]:
                     (*path, str(name)), f"unknown key '{name}' in {place}{did_you_mean(str(name), known)}", key=True
                 )
         return
-    got = json.dumps(error.instance, ensure_ascii=False, default=str)
+    got = _got(error.instance)
     hint = did_you_mean(str(error.instance), error.validator_value) if error.validator == "enum" else ""
     meant = f". {hint.partition('. ')[2]}" if ". " in hint else ""
     yield Fault(path, f"{place} must be {error.schema['title']}, got {got[:_SHOWN]}{meant}")
+
+
+def _got(value: Any) -> str:
+    """What stands there, for people: a URL without its password, and nothing of what a list or a mapping holds."""
+    if isinstance(value, (list, Mapping)):
+        kind = "a list" if isinstance(value, list) else "a mapping"
+        return kind if value else json.dumps(value)
+    return json.dumps(shown(value) if isinstance(value, str) else value, ensure_ascii=False, default=str)
 
 
 def _expanded(text: str, place: str, variables: Mapping[str, str]) -> str:

@@ -157,6 +157,10 @@ def _said(error: Any, where: str, path: tuple[str | int, ...]) -> Iterator[Fault
     elif rule == "anyOf" and isinstance(got, Mapping) and (inner := [each for each in error.context if _inside(each)]):
         for each in inner:
             yield from _said(each, where, (*path, *each.relative_path))
+    elif place == f"{where}.store":  # which may hold a password
+        kinds: dict[type, str] = {list: "a list", dict: "a mapping"}
+        kind = kinds.get(type(got), _shown(got))
+        yield Fault(path, f"{place} must be {_allowed(error)}, got {kind}")
     else:
         yield Fault(path, f"{place} must be {_allowed(error)}, got {_shown(got)}{_meant(error)}")
 

@@ -128,6 +128,31 @@ def test_each_fault_is_told_with_what_is_allowed(told, text):
     assert str(caught.value) == fault.text
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"broker_url": ["redis://:Secret@h"]},
+        {"broker_url": {"redis": "//:Secret@h"}},
+        {"broker_url": ""},
+        {"broker_url": "redis://:Secret@[::1/0", "message_broker": "sqlite"},
+        {"message_broker": "redis://:Secret@h"},
+        {"address": "redis://:Secret@h"},
+        ["redis://:Secret@h"],
+        "redis://:Secret@h",
+    ],
+)
+def test_no_fault_shows_a_password(told):
+    (fault,) = faults(told)
+    assert "settings.distributed" in fault.text
+    assert "Secret" not in fault.text
+
+
+def test_no_fault_of_the_store_of_a_fleet_shows_a_password():
+    (fault,) = fleet_settings.faults({"store": ["redis://:Secret@h"]})
+    assert fault.startswith("settings.fleet.store must be the URL of a store")
+    assert fault.endswith("got a list")
+
+
 def test_what_is_switched_off_may_not_go_together():
     assert faults({"enabled": False, "executor": "process", "message_broker": "memory"}) == faults(None) == []
     assert faults({"enabled": False, "executor": "proces"})

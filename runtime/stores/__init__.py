@@ -38,12 +38,23 @@ def open_store(
 
 def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
     """The driver, and what leads to the other processes with this store."""
-    parts = urlsplit(url)
+    if url != url.strip().strip("\"'"):
+        raise StoreUrlError(
+            f"store URL '{shown(url)}' has blanks or quotes around it: write it without them (the file of docker's "
+            "--env-file keeps both)"
+        )
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whose text may hold a part of the password
+        raise StoreUrlError(
+            f"store URL '{shown(url)}': its host cannot be read; an IPv6 address stands in brackets, as in "
+            "redis://[::1]:6379/0 (write %5B for [ and %5D for ] in a password)"
+        ) from None
     if parts.scheme == "memory":
         from flatfleet.runtime.stores.memory import MemoryDriver
 
         if url != "memory:":
-            raise StoreUrlError(f"store URL '{url}': a store in memory has no name; write memory:")
+            raise StoreUrlError(f"store URL '{shown(url)}': a store in memory has no name; write memory:")
 
         return MemoryDriver(), None
     if parts.scheme == "sqlite":
@@ -54,9 +65,9 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
         synchronous = options.pop("synchronous", "NORMAL").upper()
         path = parts.path.removeprefix("//") if not parts.netloc else parts.netloc + parts.path
         if options or synchronous not in ("NORMAL", "FULL"):
-            raise StoreUrlError(f"store URL '{url}': the only option is synchronous=NORMAL or synchronous=FULL")
+            raise StoreUrlError(f"store URL '{shown(url)}': the only option is synchronous=NORMAL or synchronous=FULL")
         if not path or path.endswith("/"):
-            raise StoreUrlError(f"store URL '{url}' names no file; write for example {DEFAULT_URL}")
+            raise StoreUrlError(f"store URL '{shown(url)}' names no file; write for example {DEFAULT_URL}")
         file = Path(path).expanduser().absolute()
         return SQLiteDriver(file, synchronous, must_exist=must_exist), HostWire(file)
     if parts.scheme in redis_url.SCHEMES:
@@ -72,14 +83,14 @@ def _driver(url: str, must_exist: bool) -> tuple[Driver, Wire | None]:
         from flatfleet.runtime.stores.ray_wire import RayWire
 
         found = RayUrl.parse(url)
-        check_installed(f"store URL '{url}'")
+        check_installed(f"store URL '{shown(url)}'")
         driver = RayDriver(found, must_exist)
         return cast(Driver, driver), RayWire(driver)
     from importlib.metadata import entry_points
 
     for plugin in entry_points(group=PLUGINS, name=parts.scheme):
         return plugin.load()(url, must_exist), None
-    scheme = parts.scheme or shown(url)
+    scheme = parts.scheme if parts.scheme and shown(url).lower().startswith(parts.scheme) else shown(url)
     known = (*SCHEMES, *entry_points(group=PLUGINS).names)
     raise StoreUrlError(
         f"store URL '{shown(url)}': unknown kind '{scheme}'{did_you_mean(scheme, known)} (as in {DEFAULT_URL})"

@@ -83,17 +83,24 @@ def parse(url: str) -> Target:
 
     if not url.startswith(f"{kind}://"):
         raise wrong(f"write {kind}://" + ("/path/of/the/socket" if kind == "unix" else "host:6379/0"))
+    if re.search(r"\s", url):
+        raise wrong("it has a blank in it; write %20 for one in a password")
     try:
         parts = urlsplit(url)
-        port = parts.port or PORT
+        port = PORT if parts.port is None else parts.port
     except ValueError:  # whose text may hold a part of the password
         raise wrong(
             f"its host or its port cannot be read; as in {kind}://:password@host:6379/0 (write %2F for / in a password)"
         ) from None
+    if "@" in url.partition("://")[2].removeprefix(parts.netloc):
+        raise wrong("an @ behind the host; write %40 for @, %2F for /, %3F for ? and %23 for # in a password or a name")
+    if not port:
+        raise wrong(f"port 0 is none that a server has; leave it out for {PORT}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
         if name not in OPTIONS[kind]:
-            raise wrong(f"unknown option '{name}'{did_you_mean(name, OPTIONS[kind])}")
+            told = name if f"{name}=" in parts.query else "***"
+            raise wrong(f"unknown option '{told}'{did_you_mean(told, OPTIONS[kind])}")
     fleet = options.get("fleet", FLEET)
     if not _FLEET.fullmatch(fleet):
         raise wrong(
