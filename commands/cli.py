@@ -168,8 +168,17 @@ def on_store(made: argparse.ArgumentParser, argv: Sequence[str], verb: str, comm
 def again(options: Any, *words: str) -> str:
     """What to type next: `flatfleet` with these words, about the same store and pool."""
     pool = ["--pool", options.pool] if getattr(options, "pool", None) else []
-    store = ["--store", shown(options.store)] if options.store != (os.environ.get("FLATFLEET_STORE") or STORE) else []
-    return shlex.join(["flatfleet", *words, *pool, *store])
+    return " ".join([shlex.join(["flatfleet", *words, *pool]), *store_flag(options.store)])
+
+
+def store_flag(url: str) -> list[str]:
+    """The flag that leads to a store from this shell: none where a command finds it without; a password is not shown.
+
+    In place of a URL with one stands the variable that a password belongs into, FLATFLEET_STORE.
+    """
+    if url == (os.environ.get("FLATFLEET_STORE") or STORE):
+        return []
+    return [f"--store {shlex.quote(url)}" if shown(url) == url else '--store "$FLATFLEET_STORE"']
 
 
 def _dashed(made: argparse.ArgumentParser, what: str, word: str) -> str:

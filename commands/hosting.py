@@ -60,7 +60,7 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         dead=await first_dead(pool) if counts.dead else [],
         failures={name: f"{type(fault).__name__}: {fault}" for name, fault in parts.engine.failures().items()},
         seconds=time.monotonic() - started,
-        store=store.shown,
+        store=options.store,
         durable=True,
         pool=pool.name,
         out="",

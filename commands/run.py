@@ -145,7 +145,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         dead=await first_dead(pool) if pool and counts and counts.dead else [],
         failures={name: f"{type(fault).__name__}: {fault}" for name, fault in parts.engine.failures().items()},
         seconds=time.monotonic() - started,
-        store=parts.store.shown,
+        store=options.store,
         durable=parts.store.durable,
         pool=pool.name if pool else None,
         out=str(settings.get("out") or "") if options.writes else "",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatfleet.commands import exits
+from flatfleet.commands import cli, exits
 from flatfleet.commands.terminal import lines, plain
+from flatfleet.runtime.redact import shown
 from flatfleet.runtime.routing import Unserved
 from flatfleet.runtime.stores.records import Counts, Item
 
@@ -21,7 +21,7 @@ REASON_SHOWN = 200
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items.
+    """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items; `store` is a URL.
 
     `drained` are the workers of this process, or of its hosts, that somebody told to end, where they have left items;
     `unserved` are the items that wait for what no worker offers.
@@ -33,7 +33,7 @@ class Summary:
     errors: Mapping[str, int]
     failures: Mapping[str, str]
     seconds: float
-    store: str
+    store: str = field(repr=False)
     durable: bool
     pool: str | None
     out: str
@@ -57,7 +57,7 @@ class Summary:
             ],
             "failures": dict(self.failures),
             "seconds": round(self.seconds, 3),
-            "store": self.store,
+            "store": shown(self.store),
             "out": self.out,
             "interrupted": self.interrupted,
             "handed_back": self.handed_back,
@@ -109,7 +109,7 @@ class Summary:
         where = f"{self.machine} is parked at '{plain(str(self.output.get('_channel')))}'"
         if not self.durable:
             return f"{where} in a store that ends with this process: nothing will wake it"
-        return f"{where}: a message there wakes it in any run over {self.store} (--stay keeps one for that)"
+        return f"{where}: a message there wakes it in any run over {shown(self.store)} (--stay keeps one for that)"
 
     def _head(self, counts: Counts) -> str:
         ended = counts.completed + counts.dead > (self.output.get("done") or 0) + (self.output.get("dead") or 0)
@@ -145,9 +145,7 @@ class Summary:
         words = ["flatfleet results", *more]
         if self.pool != "papers":
             words.append(f"--pool {self.pool}")
-        if self.store != "sqlite:fleet.db":
-            words.append(f"--store {shlex.quote(self.store)}")
-        return " ".join(words)
+        return " ".join([*words, *cli.store_flag(self.store)])
 
 
 async def drained(store: Any, pool: str, counts: Counts | None, owners: Collection[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from flatfleet.runtime.errors import LeaseLost, UsageError
+from flatfleet.runtime.stores.keys import check_seconds
 from flatfleet.runtime.stores.records import Claim, Item
 
 if TYPE_CHECKING:
@@ -131,8 +133,8 @@ class AsyncQueue:
     ) -> str:
         """Add an item (JSON data) and return its id, once it is stored. One `key` is one item, ever."""
         self._broker.check()
-        due = time.time() + delay if delay else 0.0
-        new = self._pool.new(item, key=key, priority=priority, not_before=due, requires=requires)
+        due = time.time() + check_seconds(delay, "an item's delay") if delay else 0.0
+        new = self._pool.new(_finite(item), key=key, priority=priority, not_before=due, requires=requires)
         await self._pool.push_many([new])
         self._broker.expect(new.id)
         return new.id
@@ -140,7 +142,7 @@ class AsyncQueue:
     async def put_many(self, items: Iterable[Any]) -> list[str]:
         """Add items, a thousand in one step, and return their ids."""
         self._broker.check()
-        news = [self._pool.new(item) for item in items]
+        news = [self._pool.new(_finite(item)) for item in items]
         await self._pool.push_many(news)
         ids = [new.id for new in news]
         self._broker.expect(*ids)
@@ -174,6 +176,19 @@ class AsyncQueue:
     async def size(self) -> int:
         """Items that nobody holds."""
         return await self._pool.size()
+
+
+def _finite(item: Any) -> Any:
+    """Return the item if every number in it is one in JSON, too; UsageError otherwise. The store refuses other objects."""
+    try:
+        json.dumps(item, allow_nan=False)
+    except (TypeError, RecursionError):
+        return item
+    except ValueError as error:
+        raise UsageError(
+            f"an item is JSON data, where NaN, infinity and what holds itself are none: {error}"
+        ) from error
+    return item
 
 
 def outcome_of(item: Item) -> Outcome:

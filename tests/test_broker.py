@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import queue
 import subprocess
@@ -60,6 +61,28 @@ def test_one_key_is_one_item(broker):
     assert broker.queue.put("first", key="k") == broker.queue.put("second", key="k")
     message = broker.queue.get(timeout=0)
     assert (message.key, message.data, broker.queue.size()) == ("k", "first", 0)
+
+
+@pytest.mark.parametrize(
+    ("item", "about", "told"),
+    [
+        ({"n": 1}, {"priority": "x"}, r"an item's priority is a whole number from -10\^13 to 10\^13, got 'x' \(str\)"),
+        ({"n": 1}, {"priority": 0.5}, r"an item's priority is a whole number .* got '0\.5' \(float\)"),
+        ({"n": 1}, {"priority": 10**14}, "an item's priority is a whole number"),
+        ({"n": 1}, {"key": 5}, r"an item's key is a text, got '5' \(int\); write key='5'"),
+        ({"n": 1}, {"delay": "x"}, r"an item's delay is a number of seconds, got 'x' \(str\)"),
+        ({"n": 1}, {"delay": math.inf}, r"an item's delay is a number of seconds, got 'inf' \(float\)"),
+        (math.nan, {}, "an item is JSON data, where NaN, infinity"),
+        ({"n": [math.inf]}, {}, "an item is JSON data, where NaN, infinity"),
+    ],
+)
+def test_what_no_store_can_keep_is_refused_with_one_message(broker, item, about, told):
+    with pytest.raises(UsageError, match=told):
+        broker.queue.put(item, **about)
+    if not about:
+        with pytest.raises(UsageError, match=told):
+            broker.queue.put_many([1, item])
+    assert broker.queue.size() == 0
 
 
 def test_who_waits_gets_what_comes(broker):

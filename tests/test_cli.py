@@ -414,6 +414,20 @@ def test_dead_items_are_named_with_their_reason() -> None:
     }  # fmt: skip
 
 
+def test_the_command_that_shows_the_results_can_be_used_and_tells_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "redis://:s3cr3t@h:6379/0"
+    monkeypatch.delenv("FLATFLEET_STORE", raising=False)
+    made = summary(store=url, pool="slow")
+    assert made.text().splitlines()[-1] == 'Results: flatfleet results --pool slow --store "$FLATFLEET_STORE"'
+    assert made.as_dict()["store"] == "redis://:***@h:6379/0"
+    assert "s3cr3t" not in repr(made)
+    monkeypatch.setenv("FLATFLEET_STORE", url)
+    assert made.text().splitlines()[-1] == "Results: flatfleet results --pool slow"
+    assert summary().text().splitlines()[-1] == "Results: flatfleet results --store sqlite:fleet.db"
+    parked = summary(store=url, output={"_waiting": True, "_channel": "c"}).text()
+    assert "any run over redis://:***@h:6379/0" in parked
+
+
 def test_the_summary_of_an_interrupt() -> None:
     made = summary(counts=counts(completed=3, waiting=9), interrupted=True, handed_back=2, pool="p", durable=False)
     assert made.text().splitlines() == [

@@ -61,7 +61,7 @@ def options(*argv: str, **settings: Any) -> Any:
         ({"message_broker": "redis", "broker_url": "rediss://h:1/2"}, "rediss://h:1/2", None),
         ({"broker_url": "sqlite:other.db"}, "sqlite:other.db", None),
         ({"executor": "ray", "message_broker": "ray"}, "ray:", "ray"),
-        ({"executor": "ray", "message_broker": "ray", "address": "head:10001"}, "ray://head:10001", "ray://head:10001"),
+        ({"executor": "ray", "message_broker": "ray", "address": "head:6379"}, "ray://head:6379", "ray://head:6379"),
         ({"executor": "ray", "broker_url": "redis://h", "address": "head:1"}, "redis://h", "ray://head:1"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_password_may_stand_in_a_variable():
         ({"message_broker": "kafka"}, 'settings.distributed.message_broker must be one of memory, sqlite, redis, ray, got '),
         ({"enabled": "yes"}, 'settings.distributed.enabled must be true or false, got "yes"'),
         ({"broker_url": 5}, "settings.distributed.broker_url must be the URL of a store, such as"),
-        ({"address": "head"}, "settings.distributed.address must be the host and port of a Ray cluster, such as head:10001"),
+        ({"address": "head"}, "settings.distributed.address must be the host and port of a Ray cluster, such as head:6379"),
         ([], "settings.distributed must be a mapping such as {executor: process, message_broker: sqlite}, got []"),
         ({"message_broker": "redis", "broker_url": "sqlite:x"}, "settings.distributed.broker_url must begin with redis: or "
          "rediss: or unix: for message_broker redis, got sqlite:"),

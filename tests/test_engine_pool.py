@@ -422,7 +422,7 @@ async def test_the_numbers(make):
         ("process?min_size=0&idle_timeout=0.5&queue=false", "process", "", PoolSettings(0, 10, 0.5, queue=False)),
         ("process?assignment=round_robin", "process", "", PoolSettings(assignment="round_robin")),
         ("ray", "ray", "", PoolSettings()),
-        ("ray://head:10001?slots=2", "ray", "head:10001", PoolSettings(slots=2)),
+        ("ray://head:6379?slots=2", "ray", "head:6379", PoolSettings(slots=2)),
     ],
 )
 def test_a_spec_is_read(text, kind, address, pool):

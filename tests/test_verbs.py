@@ -1414,6 +1414,8 @@ def test_what_to_type_next(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.again(options, "retry") == """flatfleet retry --pool 'it'"'"'s'"""
     monkeypatch.setenv("FLATFLEET_STORE", "sqlite:x.db")
     assert cli.again(argparse.Namespace(store="sqlite:x.db"), "status") == "flatfleet status"
+    secret = argparse.Namespace(store="redis://:s3cr3t@h/0", pool="p")
+    assert cli.again(secret, "retry") == 'flatfleet retry --pool p --store "$FLATFLEET_STORE"'
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import uuid
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ _POOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _HASHED = re.compile(r"(.*-)?[0-9a-f]{12}")
 _MAX_SLUG = 60
+_MAX_WHOLE = 10**13
 _MAX_CAPABILITY = 64
 _MAX_CAPABILITIES = 32
 _CAPABILITY = re.compile(rf"[^\s,\x00-\x1f\x7f\ud800-\udfff]{{1,{_MAX_CAPABILITY}}}")
@@ -45,6 +47,31 @@ def check_capabilities(names: str | Iterable[Any], what: str) -> tuple[str, ...]
     if len(found) > _MAX_CAPABILITIES:
         raise UsageError(f"{what}: {len(found)} capabilities are too many; at most {_MAX_CAPABILITIES} can be named")
     return tuple(sorted(found))
+
+
+def check_key(key: Any) -> str | None:
+    """Return `key` if it is a text, or None; UsageError otherwise."""
+    if key is None or isinstance(key, str):
+        return key
+    raise UsageError(f"an item's key is a text, got {_got(key)}; write key={str(key)[:40]!r}")
+
+
+def check_whole(value: Any, what: str) -> int:
+    """Return `value` if it is a whole number that every store keeps exactly; UsageError, about `what`, otherwise."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_WHOLE:
+        return value
+    raise UsageError(f"{what} is a whole number from -10^13 to 10^13, got {_got(value)}")
+
+
+def check_seconds(value: Any, what: str) -> float:
+    """Return `value` if it is a finite number; UsageError, about `what`, otherwise."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    raise UsageError(f"{what} is a number of seconds, got {_got(value)}")
+
+
+def _got(value: Any) -> str:
+    return f"{str(value)[:40]!r} ({type(value).__name__})"
 
 
 def slug(key: str) -> str:

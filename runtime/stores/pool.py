@@ -7,7 +7,7 @@ from typing import Any
 
 from flatfleet.runtime.stores.bell import Bell
 from flatfleet.runtime.stores.contract import Driver
-from flatfleet.runtime.stores.keys import check_capabilities, check_pool, item_id
+from flatfleet.runtime.stores.keys import check_capabilities, check_key, check_pool, check_seconds, check_whole, item_id
 from flatfleet.runtime.stores.records import Attempt, Claim, Counts, Failure, Item, NewItem, State
 from flatfleet.runtime.stores.text import storable
 
@@ -43,9 +43,14 @@ class Pool:
     ) -> NewItem:
         """Make an item of this pool, ready to push. One key is one item, ever; without a key each item is its own.
 
-        `requires` names capabilities: a list, or a text with commas. Raises UsageError for a name that cannot be one.
+        `requires` names capabilities: a list, or a text with commas. Raises UsageError for a name that cannot be one, a key
+        that is no text, and a number that is none.
         """
-        new_id = item_id(self.name, key)
+        new_id = item_id(self.name, check_key(key))
+        check_whole(priority, "an item's priority")
+        check_whole(max_retries, "max_retries")
+        check_whole(max_crashes, "max_crashes")
+        check_seconds(not_before, "not_before")
         text = storable(key if key is not None else new_id.split(":", 1)[1], 4_000)
         needs = check_capabilities(requires, "requires") if requires else ()
         return NewItem(new_id, text, data, priority, not_before, needs, max_retries, max_crashes)
