@@ -78,8 +78,8 @@ MUTANTS = [
     Mutant(
         "tokens restart at each claim",
         SQL,
-        "token = token + 1",
-        "token = 1",
+        "-- name: claim\nUPDATE items SET state = 'claimed', token = token + 1",
+        "-- name: claim\nUPDATE items SET state = 'claimed', token = 1",
         f"{CONTRACT}tokens_strictly_increase_over_every_way_back",
     ),
     Mutant(
@@ -177,8 +177,8 @@ MUTANTS = [
     Mutant(
         "suspects are claimed together",
         ITEMS,
-        '"suspect": SUSPECT,',
-        '"suspect": 999,',
+        '"suspect": SUSPECT}',
+        '"suspect": 999}',
         f"{CONTRACT}suspects_are_claimed_one_at_a_time_by_each_process",
     ),
     Mutant(
@@ -282,8 +282,8 @@ MUTANTS = [
     Mutant(
         "a batch ends before the pools that fill it",
         "runtime/lounge.py",
-        "for each in (*upstream, name) if upstream else ():",
-        "for each in ():",
+        "for each in (*upstream, name):",
+        "for each in (name,):",
         f"{STEERED}a_batch_is_not_over_before_the_pools_that_fill_it_are_settled",
     ),
     Mutant(

@@ -27,15 +27,23 @@ def redis_binary() -> str:
     return found
 
 
+def free_port() -> int:
+    """A port that nobody uses, low enough for the bus of a cluster's node to be 10,000 above it."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port <= 55_535:
+            return port
+
+
 class RedisServer:
     """A server of a test's own on 127.0.0.1; it ends at the latest with the thread that has started it."""
 
     def __init__(self, *options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="flatfleet-redis-"))
         self.options = options
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
         self.start()

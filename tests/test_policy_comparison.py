@@ -126,7 +126,8 @@ def test_tables_and_pictures_are_written_between_the_markers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "policies.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    begin, end = report.BEGIN.format("benchmarks"), report.END.format("benchmarks")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     argv = ["--from", str(found_file(tmp_path)), "--page", str(page)]
     assert policies.main(argv) == 0
     text = page.read_text()
