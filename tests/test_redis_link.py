@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
+from flatfleet.runtime.errors import LeaseLost, StoreGone, StoreUnavailable
 from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.records import Counts, Failure, NewItem, SnapshotRow
 from flatfleet.runtime.stores.redis import RedisDriver
@@ -381,6 +381,35 @@ async def test_a_store_that_was_deleted_meanwhile_is_not_begun_anew(own_redis):
     with pytest.raises(StoreUnavailable, match="there is no store"):
         await again.pools()
     for each in (driver, other, again):
+        await each.close()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_a_store_that_is_emptied_under_a_living_connection_takes_no_write(own_redis, anew):
+    server = own_redis()
+    driver, other = RedisDriver(parse(server.url)), RedisDriver(parse(f"{server.url}?fleet=other"))
+    await driver.push("p", [new(str(n)) for n in range(100)])
+    await other.pools()
+    working = [asyncio.create_task(take(driver)) for _ in range(20)]
+    await working[0]
+    await ask(other._link._session.connection, b"FLUSHALL")
+    size, third = 0, RedisDriver(parse(server.url))
+    if anew:
+        await third.pools()
+        size = 1
+    ended = await asyncio.gather(*working, return_exceptions=True)
+    assert all(isinstance(each, list | StoreGone) for each in ended)
+    for call in (
+        driver.push("p", [new("b")]),
+        take(driver),
+        driver.counts("p"),
+        driver.send("ch", 1),
+        driver.put("k", 1),
+    ):
+        with pytest.raises(StoreGone, match="not on the server any more"):
+            await call
+    assert await ask(other._link._session.connection, b"DBSIZE") == size
+    for each in (driver, other, third):
         await each.close()
 
 

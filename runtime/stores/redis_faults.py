@@ -52,6 +52,11 @@ def loading(error: BaseException) -> bool:
     return not isinstance(error, StoreUnavailable) and isinstance(error, library().exceptions.BusyLoadingError)
 
 
+def gone(error: BaseException) -> bool:
+    """True if a script has found another store than that of its sender, or none: see lua/keys.lua."""
+    return str(error).startswith("GONE ")
+
+
 def transient(error: BaseException) -> bool:
     """True for what passes by itself: no connection, no answer, a server that starts or is busy."""
     if isinstance(error, StoreUnavailable) or not known(error):

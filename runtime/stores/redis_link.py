@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flatfleet.runtime.errors import FleetError, StoreUnavailable
-from flatfleet.runtime.stores.redis_faults import advice, known, library, loading, transient, words
+from flatfleet.runtime.stores.redis_faults import advice, gone, known, library, loading, transient, words
 from flatfleet.runtime.stores.redis_scripts import script
-from flatfleet.runtime.stores.redis_session import Session, encoded, packed
+from flatfleet.runtime.stores.redis_session import Session, encoded, identify, packed
 from flatfleet.runtime.stores.redis_url import Target
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Link:
                         session.scripts.add(call.name)
                         commands.append(packed(b"SCRIPT", b"LOAD", found.text))
                         self._flight.append(None)
-                    again = b"1" if call.sent else b"0"
+                    again = (b"1" if call.sent else b"0") + session.store
                     commands.append(packed(b"EVALSHA", found.digest, b"1", session.tag, now, again, *call.args))
                 call.sent = True
                 self._flight.append(call)
@@ -193,6 +193,8 @@ class Link:
                         session.scripts.discard(call.name)
                         self._queue.insert(0, call)
                 except faults.ResponseError as error:
+                    if gone(error):
+                        identify(self.target, None, session.store)
                     if call is None or transient(error):
                         raise
                     if not call.future.done():
