@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
+from flatfleet.runtime.errors import LeaseLost, StoreGone, StoreUnavailable
 from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.records import Counts, Failure, NewItem, SnapshotRow
 from flatfleet.runtime.stores.redis import RedisDriver
@@ -384,11 +384,40 @@ async def test_a_store_that_was_deleted_meanwhile_is_not_begun_anew(own_redis):
         await each.close()
 
 
+@pytest.mark.parametrize("anew", [False, True])
+async def test_a_store_that_is_emptied_under_a_living_connection_takes_no_write(own_redis, anew):
+    server = own_redis()
+    driver, other = RedisDriver(parse(server.url)), RedisDriver(parse(f"{server.url}?fleet=other"))
+    await driver.push("p", [new(str(n)) for n in range(100)])
+    await other.pools()
+    working = [asyncio.create_task(take(driver)) for _ in range(20)]
+    await working[0]
+    await ask(other._link._session.connection, b"FLUSHALL")
+    size, third = 0, RedisDriver(parse(server.url))
+    if anew:
+        await third.pools()
+        size = 1
+    ended = await asyncio.gather(*working, return_exceptions=True)
+    assert all(isinstance(each, list | StoreGone) for each in ended)
+    for call in (
+        driver.push("p", [new("b")]),
+        take(driver),
+        driver.counts("p"),
+        driver.send("ch", 1),
+        driver.put("k", 1),
+    ):
+        with pytest.raises(StoreGone, match="not on the server any more"):
+            await call
+    assert await ask(other._link._session.connection, b"DBSIZE") == size
+    for each in (driver, other, third):
+        await each.close()
+
+
 async def test_a_full_server_is_an_error_at_once_and_goes_on_when_there_is_room(own_redis):
     server = own_redis("--maxmemory", "3mb")
     driver = RedisDriver(parse(server.url))
     await driver.push("p", [new("a")])
-    with pytest.raises(StoreUnavailable, match=r"maxmemory"):
+    with pytest.raises(StoreUnavailable, match=r"cannot be used: OOM [^.]*\. The server's memory is full: [^.]*\.$"):
         for n in range(100):
             await driver.put(f"k{n}", "x" * 1_000_000)
     assert (await driver.counts("p")).waiting == 1

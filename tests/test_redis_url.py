@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import re
+import signal
 import ssl
 import subprocess
 import sys
@@ -267,8 +268,48 @@ async def test_a_database_that_the_server_does_not_have(own_redis):
 
 async def test_a_server_that_speaks_no_tls(own_redis):
     server = own_redis()
-    with pytest.raises(StoreUnavailable, match=r"no answer within 1 s|SSL"):
+    with pytest.raises(StoreUnavailable, match=r"(no answer within 1 s|SSL).*speaks TLS on this port"):
         await use(server.url.replace("redis:", "rediss:") + "?timeout=1")
+
+
+async def test_a_server_that_has_never_answered_is_not_waited_for_again(own_redis, monkeypatch):
+    server, opened, really = own_redis(), [], redis_session.Session.open
+
+    async def counted(*args: Any) -> Any:
+        opened.append(1)
+        return await really(*args)
+
+    monkeypatch.setattr(redis_session.Session, "open", counted)
+    server.signal(signal.SIGSTOP)
+    store = open_store(server.url + "?timeout=0.2&patience=900")
+    said = set()
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable, match=r"no answer within 0.2 s\. ") as found:
+            await store.driver.pools()
+        said.add(str(found.value))
+    server.signal(signal.SIGCONT)
+    assert (len(opened), len(said)) == (1, 1)
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (
+            "Error running script (call to f_871b): @user_script:48: @user_script: 48: -OOM command not allowed when "
+            "used memory > 'maxmemory'.",
+            "OOM command not allowed when used memory > 'maxmemory'",
+        ),
+        (
+            "OOM command not allowed when used memory > 'maxmemory'. script: 871b, on @user_script:48.",
+            "OOM command not allowed when used memory > 'maxmemory'",
+        ),
+        ("invalid password.", "invalid password"),
+        ("DB index is out of range", "DB index is out of range"),
+    ],
+)
+def test_what_a_server_says_is_told_without_its_noise(text, clean):
+    assert redis_faults.words(Exception(text)) == clean
 
 
 @contextlib.asynccontextmanager

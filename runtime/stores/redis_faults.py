@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,9 @@ _PASSES = (
     "NOREPLICAS",
     "UNBLOCKED",
     "UNKILLABLE",
+)
+_NOISE = re.compile(
+    r"(?:ERR )?Error running script \(call to \w+\): (?:@\w+: ?\d+: )*-?|,? script: \w+, on @\w+:\d+\.?"
 )
 
 
@@ -52,6 +56,11 @@ def loading(error: BaseException) -> bool:
     return not isinstance(error, StoreUnavailable) and isinstance(error, library().exceptions.BusyLoadingError)
 
 
+def gone(error: BaseException) -> bool:
+    """True if a script has found another store than that of its sender, or none: see lua/keys.lua."""
+    return str(error).startswith("GONE ")
+
+
 def transient(error: BaseException) -> bool:
     """True for what passes by itself: no connection, no answer, a server that starts or is busy."""
     if isinstance(error, StoreUnavailable) or not known(error):
@@ -67,10 +76,10 @@ def transient(error: BaseException) -> bool:
 
 
 def words(error: BaseException) -> str:
-    """The text of an error, in words."""
+    """The text of an error, in words: without the place in a script that it comes from, and without a full stop."""
     if isinstance(error, library().exceptions.AskError):
         return f"its hash slot is at {error.host}:{error.port}"
-    return str(error)
+    return _NOISE.sub("", str(error)).rstrip(". ")
 
 
 def advice(text: str) -> str:
@@ -83,6 +92,7 @@ def advice(text: str) -> str:
         ("OOM", "The server's memory is full: raise its maxmemory; what was acknowledged is kept"),
         ("MISCONF", "The server cannot write to its disk: free some space there"),
         ("certificate", "Check ca= in the URL, and the host's name in the server's certificate"),
+        ("TLS", "Check that the server speaks TLS on this port; redis:// is without it"),
         ("SSL", "Check that the server speaks TLS on this port; redis:// is without it"),
         ("DB index", "Name a database that the server has, as in redis://host:6379/0"),
         ("WRONGTYPE", "Keys of this name belong to another program: name another store with ?fleet="),

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flatfleet.runtime.errors import FleetError, StoreUnavailable
-from flatfleet.runtime.stores.redis_faults import advice, known, library, loading, transient, words
+from flatfleet.runtime.stores.redis_faults import advice, gone, known, library, loading, transient, words
 from flatfleet.runtime.stores.redis_scripts import script
-from flatfleet.runtime.stores.redis_session import Session, encoded, packed
+from flatfleet.runtime.stores.redis_session import Session, encoded, identify, packed
 from flatfleet.runtime.stores.redis_url import Target
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class Link:
 
     A connection that breaks, a server that restarts, is busy or takes no writes for a while: operations wait and are sent
     again, with a flag where they may have been done already, and fail after `patience` seconds. What cannot pass by itself
-    fails at once, and so does all as long as the server has never been reached.
+    fails at once, and so does all as long as the server has never been reached; one that was silent then is not waited for
+    again in that time.
     """
 
     target: Target
@@ -65,6 +66,8 @@ class Link:
     _session: Session | None = None
     _number: int = 0
     _store: bytes = b""
+    _silent: tuple[float, str] = (0.0, "")
+    """Until when a server that has never answered is not asked again, and what was said of it."""
     _undoing: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def call(self, name: str, *args: Any, undo: Callable[[Any], Awaitable[Any]] | None = None) -> Any:
@@ -72,6 +75,8 @@ class Link:
 
         If the caller is cancelled the operation is dropped if it was not sent; if it is done, `undo(answer)` runs.
         """
+        if time.monotonic() < self._silent[0]:
+            raise StoreUnavailable(self._silent[1])
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._queue.append(_Call(name, [encoded(arg) for arg in args], future, time.monotonic(), undo))
@@ -119,6 +124,8 @@ class Link:
     def _take_back(self, error: Exception) -> None:
         """Queue again what is not answered yet, but for what has waited too long, or all if the fault will not pass."""
         fault = self._unavailable(error) if known(error) else error
+        if isinstance(error, TimeoutError) and not self._store:
+            self._silent = (time.monotonic() + self.target.patience, str(fault))
         left = [*filter(None, self._flight), *self._queue]
         self._flight.clear()
         hopeless = not transient(error) or not (self._store or loading(error))
@@ -155,7 +162,7 @@ class Link:
                         session.scripts.add(call.name)
                         commands.append(packed(b"SCRIPT", b"LOAD", found.text))
                         self._flight.append(None)
-                    again = b"1" if call.sent else b"0"
+                    again = (b"1" if call.sent else b"0") + session.store
                     commands.append(packed(b"EVALSHA", found.digest, b"1", session.tag, now, again, *call.args))
                 call.sent = True
                 self._flight.append(call)
@@ -193,6 +200,8 @@ class Link:
                         session.scripts.discard(call.name)
                         self._queue.insert(0, call)
                 except faults.ResponseError as error:
+                    if gone(error):
+                        identify(self.target, None, session.store)
                     if call is None or transient(error):
                         raise
                     if not call.future.done():
@@ -235,5 +244,6 @@ class Link:
     def _unavailable(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, StoreUnavailable):
             return error
-        text = self.target.scrub(words(error)) or f"no answer within {self.target.timeout:g} s"
+        over = " over TLS" if self.target.tls and not self._store else ""
+        text = self.target.scrub(words(error)) or f"no answer within {self.target.timeout:g} s{over}"
         return StoreUnavailable(f"the store {self.target.shown} cannot be used: {text}. {advice(text)}")

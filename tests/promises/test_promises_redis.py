@@ -56,15 +56,21 @@ def test_promise_01_and_03_the_server_is_away_amid_the_work_and_nobody_hears_of_
     assert len(trial.ran()) == 3 * n
 
 
-def test_promise_01_a_server_that_comes_back_empty_is_a_clear_end(trial, own_redis):
+@pytest.mark.parametrize("how", ["restarted", "flushed"])
+def test_promise_01_a_server_that_comes_back_empty_is_a_clear_end(trial, own_redis, how):
     """Promise 1: what was acknowledged is gone, and nobody goes on as if it was not."""
     server = own_redis()
     trial.at = server.url
     source = trial.items([{"key": f"i{k}", "seconds": 0.02} for k in range(200)], max_crashes=1)
     process = trial.launch(source, 4)
     trial.until(lambda: trial.lines() >= 30)
-    server.kill()
-    server.start()
+    if how == "restarted":
+        server.kill()
+        server.start()
+    else:
+        with socket.create_connection(("127.0.0.1", server.port)) as link:
+            link.sendall(b"FLUSHALL\r\n")
+            assert link.recv(64) == b"+OK\r\n"
     assert process.wait(60) == STORE_FAILED, process.end()
     said = process.end()
     assert "not on the server any more" in said

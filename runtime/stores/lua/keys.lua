@@ -68,7 +68,12 @@ local LIVING = { active = true, terminating = true }
 local REMEMBERED = 600            -- seconds for which an operation's answer is kept
 local HIGHEST = "\255"            -- behind every name
 
-local now, again = tonumber(ARGV[1]), ARGV[2] == "1"
+-- ARGV[2]: whether it was sent before (1) or not (0), and the id of the store that its sender means, if it knows it.
+if #ARGV[2] > 1 and call("HGET", T .. META, "id") ~= ARGV[2]:sub(2) then
+    return redis.error_reply("GONE the store")
+end
+
+local now, again = tonumber(ARGV[1]), ARGV[2]:sub(1, 1) == "1"
 if not now then
     local clock = call("TIME")
     now = clock[1] + clock[2] / 1000000
