@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from flatfleet.runtime.errors import LeaseLost, StoreUnavailable, StoreUrlError, WorkerConflict
-from flatfleet.runtime.stores import open_store, ray_keeper
+from flatfleet.runtime.stores import open_store, ray_address, ray_keeper
 from flatfleet.runtime.stores.bell import heard
 from flatfleet.runtime.stores.ray import RayDriver
 from flatfleet.runtime.stores.ray_url import RayUrl
@@ -151,10 +151,69 @@ def test_what_is_no_ray_is_waited_for_no_longer_than_join():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        sooner = "from flatfleet.runtime.stores import ray_cluster\nray_cluster.JOIN = 0.5\n"
-        done = python(sooner + RUN, f"ray://127.0.0.1:{other.getsockname()[1]}/x")
-    assert "StoreUnavailable: the Ray cluster 127.0.0.1:" in done.stderr
-    assert "has not let this process in within" in done.stderr
+        sooner = """
+from flatfleet.runtime.stores import open_store, ray_cluster
+ray_cluster.JOIN = 0.5
+import asyncio, sys, time
+async def main():
+    store = open_store(sys.argv[1])
+    for _ in range(2):
+        try:
+            await store.driver.pools()
+        except Exception as error:
+            print(type(error).__name__, error)
+            ray_cluster.join = None  # whoever asks again would fail in another way
+asyncio.run(main())
+"""
+        done = python(sooner, f"ray://127.0.0.1:{other.getsockname()[1]}/x")
+    first, second = done.stdout.splitlines()
+    assert first == second, done
+    assert first.startswith("StoreUnavailable the Ray cluster 127.0.0.1:")
+    assert "has not let this process in within" in first
+
+
+def test_what_answers_in_other_words_is_no_ray():
+    def answer() -> None:
+        with other.accept()[0] as link:
+            link.recv(64)
+            link.sendall(b"-ERR unknown command 'PRI'\r\n")
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(StoreUnavailable, match=r"is no Ray cluster \(it says b\"-ERR unknown command 'PRI'"):
+            ray_address.greet(f"127.0.0.1:{other.getsockname()[1]}")
+        thread.join()
+
+
+def test_what_says_nothing_is_waited_for_once(monkeypatch):
+    monkeypatch.setattr(ray_address, "GREET", 0.01)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="is no Ray cluster: name the port"):
+                ray_address.greet(address)
+            monkeypatch.setattr(ray_address, "GREET", 1e6)
+    monkeypatch.setattr(ray_address, "_silent", set())
+
+
+def test_what_speaks_http_2_may_be_ray():
+    def answer() -> None:
+        with other.accept()[0] as link:
+            link.recv(64)
+            link.sendall(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        ray_address.greet(f"127.0.0.1:{other.getsockname()[1]}")
+        thread.join()
 
 
 @pytest.mark.slow

@@ -13,6 +13,13 @@ from flatfleet.runtime.errors import StoreUnavailable
 
 KNOCK = 3.0
 """Seconds within which a cluster's address has to accept a connection."""
+GREET = 5.0
+"""Seconds within which a server there has to say that it speaks HTTP/2, as Ray's does at once."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2 says first: the words for that, and a frame of settings that is empty."""
+SETTINGS_FRAME = 4
+_silent: set[str] = set()
+"""Addresses that have not said a word in that time; this process does not wait for them again."""
 
 
 def state_dir() -> Path:
@@ -31,6 +38,33 @@ def knock(address: str) -> None:
             f"no Ray cluster answers at {address}: {error}. Start one there (ray start --head), or name another; "
             "without an address a local one is used"
         ) from error
+
+
+def greet(address: str) -> None:
+    """Raise StoreUnavailable if what listens there is no Ray: Ray itself would wait for 40 s, deaf to signals."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    host, _, port = address.rpartition(":")
+    heard = b""
+    try:
+        if address in _silent:
+            raise TimeoutError
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK) as there:
+            there.settimeout(GREET)
+            there.sendall(PREFACE)
+            while len(heard) < 4 and (more := there.recv(64)):
+                heard += more
+    except TimeoutError:
+        _silent.add(address)
+        heard = b""
+    except OSError:
+        heard = heard[:3]
+    if len(heard) < 4 or heard[3] != SETTINGS_FRAME:
+        said = f" (it says {heard[:40]!r})" if heard else ""
+        raise StoreUnavailable(
+            f"what listens at {address} is no Ray cluster{said}: name the port of Ray's head node, 6379 unless it was "
+            "started with another, and of another program's server its own kind of URL"
+        )
 
 
 def same(one: str, other: str) -> bool:

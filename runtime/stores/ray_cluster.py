@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flatfleet.runtime.errors import StoreUnavailable, StoreUrlError
-from flatfleet.runtime.stores.ray_address import knock, recorded, same, started_by_ray
+from flatfleet.runtime.stores.ray_address import greet, knock, recorded, same, started_by_ray
 
 T = TypeVar("T")
 
 NAMESPACE = "flatfleet"
 """Where the names of our actors stand, apart from those of other programs."""
-JOIN, START = 20.0, 60.0
+JOIN, START = 10.0, 60.0
 """Seconds within which a cluster has to let this process in; one that may have to be started here, too."""
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory of a cluster that we start: what we send is small, and does not pass through it."""
@@ -60,16 +60,32 @@ def begin(**options: Any) -> Future[str]:
 
 async def joined(address: str | None, *, record: bool = True) -> str:
     """Wait until this process is in the cluster (`join`); StoreUnavailable if that takes longer than JOIN, or START."""
+    _check_free()
     named = address or os.environ.get("RAY_ADDRESS")
     patience = JOIN if named else START
+    asked = join(address, record=record)
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(join(address, record=record)), patience)
+        return await asyncio.wait_for(asyncio.wrap_future(asked), patience)
     except TimeoutError:
-        raise StoreUnavailable(
+        text = (
             f"the Ray cluster {named or 'of this machine'} has not let this process in within {patience:.0f} s. Is it Ray "
             "that listens there, and its head node's port (6379 by default)? See `ray status`, and the logs in "
             "/tmp/ray/session_latest/logs"
-        ) from None
+        )
+        if not asked.cancelled():
+            _waited_for[os.getpid()] = (asked, text)
+        raise StoreUnavailable(text) from None
+
+
+_waited_for: dict[int, tuple[Future[str], str]] = {}
+"""By process: the join that took too long, and holds up the thread that speaks to Ray; what was said of it."""
+
+
+def _check_free() -> None:
+    """Raise StoreUnavailable, in the same words, while a join that took too long still goes on, and if it has failed."""
+    asked, text = _waited_for.get(os.getpid(), (None, ""))
+    if asked is not None and not (asked.done() and asked.exception() is None):
+        raise StoreUnavailable(text)
 
 
 class _Caller:
@@ -106,7 +122,8 @@ def _caller() -> _Caller:
 
 
 def in_caller(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Run what may block within Ray in the thread for that."""
+    """Run what may block within Ray in the thread for that; StoreUnavailable if a join holds that up."""
+    _check_free()
     return asyncio.wrap_future(_caller().submit(call))
 
 
@@ -156,6 +173,7 @@ def _enter(address: str) -> str:
 
     if "://" not in address:
         knock(address)
+        greet(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
