@@ -443,8 +443,8 @@ MUTANTS = [
     Mutant(
         "redis: what is sent again does not say so",
         "runtime/stores/redis_link.py",
-        'again = b"1" if call.sent else b"0"',
-        'again = b"0"',
+        'again = (b"1" if call.sent else b"0") + session.store',
+        'again = b"0" + session.store',
         f"{LINK}a_push_whose_answer_was_lost_says_what_it_added",
     ),
     Mutant(
