@@ -98,7 +98,7 @@ def test_a_pool_is_one_object(store):
     "url", ["redi://x", "mysql:x", "", "sqlite:", "sqlite:a/", "sqlite:a?x=1", "sqlite:a?synchronous=OFF"]
 )
 def test_a_url_that_names_no_store(url):
-    with pytest.raises(StoreUrlError, match=re.escape(f"'{url}'")):
+    with pytest.raises(StoreUrlError, match=re.escape(f"'{url.replace('x=1', 'x=***')}'")):
         open_store(url)
 
 

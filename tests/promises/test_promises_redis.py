@@ -56,13 +56,16 @@ def test_promise_01_and_03_the_server_is_away_amid_the_work_and_nobody_hears_of_
     assert len(trial.ran()) == 3 * n
 
 
-@pytest.mark.parametrize("how", ["restarted", "flushed"])
-def test_promise_01_a_server_that_comes_back_empty_is_a_clear_end(trial, own_redis, how):
+@pytest.mark.parametrize(
+    ("how", "more"), [("restarted", ()), ("flushed", ()), ("flushed", ("--engine", "process?min_size=2&max_size=4"))]
+)
+def test_promise_01_a_server_that_comes_back_empty_is_a_clear_end(trial, own_redis, monkeypatch, how, more):
     """Promise 1: what was acknowledged is gone, and nobody goes on as if it was not."""
+    monkeypatch.setenv("FLATFLEET_COMPOSE", "trial_parts:compose")
     server = own_redis()
     trial.at = server.url
     source = trial.items([{"key": f"i{k}", "seconds": 0.02} for k in range(200)], max_crashes=1)
-    process = trial.launch(source, 4)
+    process = trial.launch(source, 4, *more)
     trial.until(lambda: trial.lines() >= 30)
     if how == "restarted":
         server.kill()
@@ -75,6 +78,7 @@ def test_promise_01_a_server_that_comes_back_empty_is_a_clear_end(trial, own_red
     said = process.end()
     assert "not on the server any more" in said
     assert "Traceback" not in said
+    assert "left: 200" not in said
 
 
 def free_port() -> int:
