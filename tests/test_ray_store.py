@@ -190,6 +190,7 @@ def test_what_answers_in_other_words_is_no_ray():
 
 def test_what_says_nothing_is_waited_for_once(monkeypatch):
     monkeypatch.setattr(ray_address, "GREET", 0.01)
+    monkeypatch.setattr(ray_address, "_silent", set())
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -198,7 +199,6 @@ def test_what_says_nothing_is_waited_for_once(monkeypatch):
             with pytest.raises(StoreUnavailable, match="is no Ray cluster: name the port"):
                 ray_address.greet(address)
             monkeypatch.setattr(ray_address, "GREET", 1e6)
-    monkeypatch.setattr(ray_address, "_silent", set())
 
 
 def test_what_speaks_http_2_may_be_ray():

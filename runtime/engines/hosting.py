@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,26 @@ def compose(setup: Setup) -> Any:
 
 
 def named(function: str) -> Callable[..., Any]:
-    """The function that `module:function` names; UsageError where there is none."""
+    """The function that `module:function` names; UsageError where there is none, or its module fails when it is imported."""
     module, _, name = function.partition(":")
     try:
         made: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
+        if at := _line(error):
+            told = f"module '{module}' of '{function}' cannot be imported: {type(error).__name__}: {error} ({at})"
+            raise UsageError(told) from error
         raise UsageError(f"'{function}' does not name a function, as module:function does: {error}") from error
     return made
+
+
+def _line(error: Exception) -> str:
+    """The first line of a module's own that led to this error while it was imported; empty where none did."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen"):
+            return f"{frame.filename}, line {frame.lineno}"
+    return ""
 
 
 class Hosting:
