@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.engines.hosts import Setup
 from flatfleet.runtime.engines.ray_places import Placement
 from flatfleet.runtime.engines.spec import parse
-from flatfleet.runtime.errors import EngineUrlError
+from flatfleet.runtime.errors import EngineError, EngineUrlError
 from flatfleet.runtime.stores.bell import heard
 
 HERE = str(Path(__file__).parent)
@@ -237,6 +238,14 @@ def test_an_address_that_is_none_is_refused_at_once(make_kit, tmp_path, engine):
         make_kit(f"sqlite:{tmp_path / 'x.db'}", engine)
 
 
+def test_an_address_where_nobody_listens_is_refused_before_anything_is_launched(make_kit, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(EngineError, match=f"no Ray cluster answers at {address}: "):
+            make_kit(f"sqlite:{tmp_path / 'x.db'}", f"ray://{address}")
+
+
 def test_a_store_in_memory_is_refused(make_kit):
     with pytest.raises(EngineUrlError, match="lives in this one"):
         make_kit("memory:", "ray")
@@ -262,11 +271,13 @@ async def test_hosts_that_cannot_be_composed_say_why(make_kit, flow, tmp_path, m
 
 
 async def test_another_cluster_than_the_one_that_this_process_is_in_is_refused(make_kit, flow, tmp_path, ray_address):
-    kit = make_kit(f"sqlite:{tmp_path}/x.db", "ray://127.0.0.1:1?min_size=1&max_size=1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        kit = make_kit(f"sqlite:{tmp_path}/x.db", f"ray://{address}?min_size=1&max_size=1")
     await kit.engine.launch(
         kit.machine(flow({"start": {"type": "final"}})), Bundle.of(flow({"start": {"type": "final"}})), {}, "m"
     )
     await kit.engine.join()
     told = str(kit.engine.failures()["m"])
-    assert told.startswith(f"this process is in the Ray cluster {ray_address}: it cannot join 127.0.0.1:1"), told
+    assert told.startswith(f"this process is in the Ray cluster {ray_address}: it cannot join {address}"), told
     await kit.close()

@@ -19,8 +19,9 @@ from flatfleet.runtime.engines.making import KEPT
 from flatfleet.runtime.engines.ray_hosting import RayHosting
 from flatfleet.runtime.engines.ray_places import Placement
 from flatfleet.runtime.engines.spec import EngineSpec
-from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, StoreError, StoreUrlError
+from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, StoreError, StoreUnavailable, StoreUrlError
 from flatfleet.runtime.owner import this_process
+from flatfleet.runtime.stores.ray_address import knock
 from flatfleet.runtime.stores.ray_cluster import check_installed, in_caller, joined, ray_module
 from flatfleet.runtime.stores.ray_url import RayUrl
 
@@ -37,12 +38,19 @@ SHARED = ("FLATAGENTS_", "FLATFLEET_")
 
 
 def hosts(spec: EngineSpec, setup: Setup) -> Callable[[str], Host]:
-    """How to make a host: `make(id)`. Raises EngineUrlError if Ray is not installed, or the address is none."""
+    """How to make a host: `make(id)`. Raises EngineUrlError if Ray is not installed, or the address is none.
+
+    EngineError if nobody listens at that address: before any item is put into a pool.
+    """
     try:
         check_installed(f"engine '{spec.text}'")
         address = RayUrl.address_of(f"ray://{spec.address}") if spec.address else None
+        if address:
+            knock(address)
     except StoreUrlError as error:
         raise EngineUrlError(str(error)) from error
+    except StoreUnavailable as error:
+        raise EngineError(str(error)) from error
     here = replace(setup, path=tuple(folder for folder in sys.path if folder))
     placement = Placement.of(spec, setup)
     return lambda name: RayHost(name, address, here, placement)
