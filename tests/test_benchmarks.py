@@ -21,7 +21,7 @@ COVERED = ("flatfleet, sqlite, ray", "flatfleet, ray, inline", "flatfleet, ray, 
 
 
 def tried(case: Case, contestant: Contestant) -> bool:
-    """False where another case does the same with other numbers; all rows on Ray but one are of `make soak`."""
+    """False where another case does the same with other numbers; of the rows on Ray one, and all with FLATFLEET_SOAK=1."""
     if contestant.name in COVERED:
         return False
     if ", ray" in contestant.name and os.environ.get("FLATFLEET_SOAK") != "1":
