@@ -10,6 +10,7 @@ import importlib
 import inspect
 import itertools
 import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ from flatfleet.runtime.stores.contract import Driver
 from flatfleet.runtime.stores.ray import RayDriver
 from flatfleet.runtime.stores.ray_url import RayUrl
 from servers import RedisServer, fresh_redis, ray_cluster, redis_at
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell's `&` leaves it: processes of tests would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Clock:

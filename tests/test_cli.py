@@ -401,13 +401,13 @@ def test_nothing_left_and_nobody_to_do_it() -> None:
 
 def test_dead_items_are_named_with_their_reason() -> None:
     dead = [item(f"k{n}", f"k{n} is\x1b[1m empty" if n else "Z" * 500) for n in range(5)]
-    made = summary(counts=counts(completed=1, dead=8), dead=dead, errors={"DocumentError": 8}, store="sqlite:x?y=1")
+    made = summary(counts=counts(completed=1, dead=8), dead=dead, errors={"DocumentError": 8}, store="sqlite:x y.db")
     said = made.text().splitlines()
     assert said[0].startswith("1 done, 8 dead, 0 left")
     assert said[1].startswith("  k0: DocumentError: ZZZ")
     assert said[1].endswith("Z…")
     assert said[2] == "  k1 is\\x1b[1m empty"
-    assert said[6] == "  and 3 more: flatfleet results --state dead --store 'sqlite:x?y=1'"
+    assert said[6] == "  and 3 more: flatfleet results --state dead --store 'sqlite:x y.db'"
     assert made.exit_code({}) == 1
     assert made.as_dict()["dead_first"][1] == {
         "id": "papers:k1", "key": "k1", "error_type": "DocumentError", "error": "k1 is\x1b[1m empty"
