@@ -29,6 +29,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def add_for(parser: argparse.ArgumentParser) -> None:
+    """Add `--for SPAN`, how long a pause lasts: `span` in seconds, None until somebody ends it."""
+    parser.add_argument(
+        "--for",
+        dest="span",
+        type=seconds,
+        metavar="SPAN",
+        help="for so long: 90s, 10m, 2h, 1d (default: until it is resumed)",
+    )
+
+
 def span(seconds: float) -> str:
     """A duration in words of at most two units."""
     minutes, rest = divmod(round(seconds), 60)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flatfleet.commands import cli, exits, finding
-from flatfleet.commands.durations import seconds, until
+from flatfleet.commands.durations import add_for, until
 from flatfleet.commands.finding import count
 from flatfleet.commands.terminal import document, show
 
@@ -17,13 +17,7 @@ from flatfleet.commands.terminal import document, show
 def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     made = cli.parser("pause", "Let nobody claim items of a pool. Items in hand go on; workers wait.")
     finding.add_pool(made)
-    made.add_argument(
-        "--for",
-        dest="span",
-        type=seconds,
-        metavar="SPAN",
-        help="for so long: 90s, 10m, 2h, 1d (default: until it is resumed)",
-    )
+    add_for(made)
     return cli.on_store(made, argv, "pause", command)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flatfleet.commands import cli, exits, finding, messages
-from flatfleet.commands.durations import seconds, until
+from flatfleet.commands.durations import add_for, until
 from flatfleet.commands.terminal import document, show
 
 
@@ -17,13 +17,7 @@ def parse(argv: Sequence[str], known: cli.Known) -> argparse.Namespace:
     about = "Let the autoscaler leave a fleet's target alone. Messages of people still change it."
     made = cli.parser("pause-scaling", about)
     finding.add_pool(made)
-    made.add_argument(
-        "--for",
-        dest="span",
-        type=seconds,
-        metavar="SPAN",
-        help="for so long: 90s, 10m, 2h, 1d (default: until it is resumed)",
-    )
+    add_for(made)
     return cli.on_store(made, argv, "pause-scaling", command)
 
 
