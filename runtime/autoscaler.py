@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 POLL = 1.0
 """Seconds between two looks whether a batch is done."""
 _OF_THE_STORE = ("StoreError", "StoreUnavailable", "StoreGone")
-SPOT = "spot"
-"""The capability of a host that may be taken away at any time, and costs less."""
 
 
 def _answered(step: Step) -> Step:
@@ -94,7 +92,7 @@ class Autoscaler:
         if fault := context.get("fault"):
             what = "the store had not answered" if fault["store"] else f"nothing could be decided ({fault['why']})"
             notes.append(f"{what} for {max(0.0, o.at - fault['at']):.0f} s")
-        if decision.capacity == SPOT and SPOT not in self._fleet.capabilities and decision.outcome == "up":
+        if decision.capacity == routing.SPOT and not self._fleet.has_spot and decision.outcome == "up":
             notes.append("there are no spot workers here (a host that is one says so: --capabilities spot)")
         if notes:
             data["note"] = "; ".join(notes)

@@ -50,6 +50,7 @@ async def serve(context: dict[str, Any], fleet: Fleet) -> Bounds | None:
             )
         policy = theirs
     made = settings(policy)
+    fleet.spot_wait = made.spot_wait if made.prefer_spot else None
     return Bounds(name, *schedule.bounds(made, schedule.overrides(made.schedule, now)))
 
 

@@ -16,6 +16,7 @@ from flatfleet.runtime.heart import POLL, SELDOM, TOPIC, Heart
 from flatfleet.runtime.lease import Lease
 from flatfleet.runtime.lounge import Lounge
 from flatfleet.runtime.owner import is_dead
+from flatfleet.runtime.routing import SPOT
 from flatfleet.runtime.stores.keys import check_capabilities
 from flatfleet.runtime.stores.records import LIVE_WORKER, Claim
 from flatfleet.runtime.stores.store import Store
@@ -32,13 +33,16 @@ THREADS = 4
 class Fleet:
     """What actions and engines share in one process: the store, the leases, the workers, and whether to stop.
 
-    `served` fleets wait for work up to their idle time-out; others are done when their pool is empty.
+    `served` fleets wait for work up to their idle time-out; others are done when their pool is empty. Where a policy prefers
+    spot workers, `spot_wait` is how many seconds a launch waits for one; `places_spot` says that the engine finds them.
     """
 
     def __init__(self, store: Store, *, capabilities: Collection[str] = (), served: bool = False) -> None:
         self.store = store
         self.capabilities = frozenset(check_capabilities(capabilities, "capabilities"))
         self.served = served
+        self.spot_wait: float | None = None
+        self.places_spot = False
         self.leases: dict[str, Lease] = {}
         self.workers: dict[str, str] = {}
         self.bookings = Bookings(self)
@@ -57,6 +61,11 @@ class Fleet:
         """
         async with self._threads:
             return await in_daemon(function)
+
+    @property
+    def has_spot(self) -> bool:
+        """Whether workers that are launched here can be spot workers."""
+        return self.places_spot or SPOT in self.capabilities
 
     # -- leases ----------------------------------------------------------------------------------------------------
 
