@@ -138,7 +138,8 @@ class Opener:
 @pytest.fixture(params=list(DRIVERS))
 def open_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """A function that opens a new, empty store; who calls it closes it."""
-    return Opener(DRIVERS[request.param], tmp_path, 6 if request.param == "ray" else 40)
+    lives = {"ray": 4, "redis": 15, "sqlite": 15}.get(request.param, 40)
+    return Opener(DRIVERS[request.param], tmp_path, 40 if os.environ.get("FLATFLEET_SOAK") == "1" else lives)
 
 
 @pytest.fixture

@@ -104,6 +104,41 @@ async def run(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
     await parts.fleet.close()
 
 
+async def prefer_spot(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
+    """Where no spot node comes in time, a host goes to another one; where there is one, it goes there."""
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node, allow_graceful=False)
+    told["without"] = await kind(cluster, folder / "without.db", 2.0, told)
+    cluster.add_node(**OFFER)
+    told["with"] = await kind(cluster, folder / "with.db", 90.0, {})
+
+
+async def kind(cluster: Any, file: Path, wait: float, told: dict[str, Any]) -> list[str]:
+    """What a machine finds that its host offers, which waits so many seconds for a spot node."""
+    parts = engine_hooks.compose(
+        f"ray://{cluster.address}/nodes?path={file}",
+        engine=f"ray://{cluster.address}?min_size=1&max_size=1",
+    )
+    parts.fleet.spot_wait = wait
+    states = {"start": {"action": "about", "hooks": "test", "transitions": [{"to": "done"}]}}
+    states["done"] = {"type": "final", "output": {"out": "context.out"}}
+    config = bundle.Bundle.of({"spec": "flatmachine", "spec_version": "4.2.1", "data": {"name": "x", "states": states}})
+    places = parts.engine.pool.places
+
+    async def pending() -> Any:
+        return places and places[0].host.about().get("pending")
+
+    await parts.engine.launch(parts.machine(config, str(file.parent)), config, {}, "m1")
+    if wait < 90:
+        told["preferred"] = await until(pending)
+    await parts.engine.join()
+    out = (await parts.store.results.read("flatagents://m1/result", block=False))["out"]
+    await parts.engine.close(0)
+    await parts.fleet.close()
+    found: list[str] = out["capabilities"]
+    return found
+
+
 def drain(address: str, node: str) -> None:
     """Tell a node that it will be taken away in a minute, as a cluster does at a spot notice."""
     argv = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", address, "--node-id", node]
@@ -142,6 +177,7 @@ def main(folder: Path) -> None:
     told: dict[str, Any] = {}
     try:
         asyncio.run(run(cluster, folder, told))
+        asyncio.run(prefer_spot(cluster, folder, told))
     finally:
         sys.stdout.write(json.dumps(told) + "\n")
         ray.shutdown()

@@ -16,7 +16,12 @@ from flatfleet.benchmarks.harness import Case, Contestant, Goal, Missing, Row, W
 TINY, FEW = 8, 2
 BESIDE = ("tasks", "busy", "starting")
 BLOCKS = ("benchmarks", "queues")
-COVERED = ("flatfleet, sqlite, ray", "flatfleet, ray, inline", "flatfleet, ray, process")
+COVERED = (
+    "flatfleet, sqlite, ray",
+    "flatfleet, ray, inline",
+    "flatfleet, ray, process",
+    "flatfleet, sqlite, process, cold",
+)
 """Combinations of a store and an engine, each of which is tried with another."""
 
 

@@ -123,6 +123,8 @@ async def test_a_host_has_what_its_parent_has_and_a_session_and_an_owner_of_its_
     monkeypatch.setenv("FLATFLEET_AGENTS", "offline")
     there = hosts()
     told = (await there.run("about"))["out"]
+    there.kit.fleet.served = True
+    assert (await there.run("about", "m2"))["out"]["served"]
     assert told["pid"] == told["session"] == there.pids()[0] != os.getpid()
     assert (told["served"], told["capabilities"], told["lease"]) == (False, [], there.store.lease)
     assert (told["agents"], told["folder"]) == ("offline", str(Path.cwd()))

@@ -221,6 +221,9 @@ def test_a_host_waits_for_a_node_that_offers_what_it_needs_and_a_lost_node_is_re
     assert (told["lost"], told["of_the_dead"], told["failures"]) == (2, True, [])
     assert (told["moved"], told["of_the_drained"]) == (True, True)
     assert told["attempts"] == ["completed"] * 6 + ["crashed"] * 2 + ["released"] * 2
+    assert told["preferred"].startswith("no node of the Ray cluster offers spot: it waits until one does (")
+    assert told["preferred"].endswith((" in 2 s it takes any other", " in 1 s it takes any other"))
+    assert (told["without"], told["with"]) == (["on-demand"], ["spot"])
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

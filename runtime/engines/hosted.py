@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine
+from dataclasses import replace
 from typing import Any
 
-from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.engines.contract import Outcome
-from flatfleet.runtime.engines.hosts import Event, Host, Order, Setup
+from flatfleet.runtime.engines.hosts import Event, Host, Setup, order_of
 from flatfleet.runtime.engines.inline import InlineEngine
 from flatfleet.runtime.engines.making import id_of, stays
 from flatfleet.runtime.engines.places import Place
@@ -58,7 +58,7 @@ class HostedEngine(InlineEngine):
         if stays(target_config, input_data) or self._fleet.draining:
             await super().launch(caller_machine, target_config, input_data, execution_id)
             return
-        launched = Launched(_order(caller_machine, target_config, machine_id, input_data))
+        launched = Launched(order_of(caller_machine, target_config, machine_id, input_data))
         self._launched_there[machine_id] = launched
         if self.pool.settings.queue:
             self._dispatch(launched)
@@ -82,7 +82,7 @@ class HostedEngine(InlineEngine):
                 place = launched.place = launched.place or await self.pool.acquire()
                 self._fleet.bookings.hand_over(order.machine_id)
                 try:
-                    await place.host.launch(order)
+                    await place.host.launch(replace(order, served=self._fleet.served))
                 except HostDied:
                     launched.place, tries = None, tries + 1
                     self._fleet.bookings.take_back(order.machine_id)
@@ -236,15 +236,3 @@ class HostedEngine(InlineEngine):
         n += await self._undertaker.settle(self._owners - {self._store.owner})
         self._launched_there.clear()
         return n + await super().close(0)
-
-
-def _order(caller: Any, config: Mapping[str, Any], machine_id: str, input_data: Mapping[str, Any]) -> Order:
-    about = {
-        "_parent_execution_id": caller.execution_id,
-        "_profiles_dict": caller._profiles_dict,
-        "_profiles_file": caller._profiles_file,
-    }
-    folder = str(caller._config_dir)
-    return Order(
-        machine_id, Bundle.of(config), dict(input_data), folder, {key: about[key] for key in about if about[key]}
-    )

@@ -16,7 +16,7 @@ from flatfleet.runtime.errors import UsageError
 def compose(setup: Setup) -> Any:
     """The parts of a host (`run.Parts`) over a store, a fleet and an owner of its own, by the function that its setup names."""
     sys.path.extend(folder for folder in setup.path if folder not in sys.path)
-    return named(setup.compose)(setup.url, served=setup.served, capabilities=setup.capabilities, lease=setup.lease)
+    return named(setup.compose)(setup.url, capabilities=setup.capabilities, lease=setup.lease)
 
 
 def named(function: str) -> Callable[..., Any]:
@@ -63,6 +63,7 @@ class Hosting:
 
     def launch(self, order: Order) -> None:
         """Run a machine; idempotent by its id. Raises what makes it impossible to make it here, UnknownAction for one."""
+        self._parts.fleet.served = order.served
         machine = self._parts.machine(order.bundle, order.folder, order.machine_id, **order.about)
         check_hooks(order.bundle, machine.hooks_registry)
         self._engine.admit(machine, order.machine_id, dict(order.input))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 from flatfleet.runtime import errors
@@ -25,7 +25,6 @@ class Setup:
 
     url: str
     lease: float
-    served: bool = False
     capabilities: tuple[str, ...] = ()
     compose: str = "flatfleet.run:compose"
     grace: float = 30.0
@@ -37,7 +36,8 @@ class Setup:
 class Order:
     """One machine to run: its id, its bundle, and its input, which is data. `folder` is where its relative paths begin.
 
-    `about` are further arguments of Machine, as data: its parent's execution id, and profiles.
+    `about` are further arguments of Machine, as data: its parent's execution id, and profiles. `served` says whether the
+    launcher's fleet waits for work, which may change while a host stands.
     """
 
     machine_id: str
@@ -45,6 +45,17 @@ class Order:
     input: Mapping[str, Any]
     folder: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    served: bool = False
+
+    def data(self) -> dict[str, Any]:
+        """The order for another process, which has the bundle by its hash."""
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        return data | {"bundle": self.bundle.hash}
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], bundle: Bundle) -> Order:
+        """The order that `data` gave, in the other process."""
+        return cls(**{each.name: data[each.name] for each in fields(cls)} | {"bundle": bundle})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,17 @@ class Host(Protocol):
     def about(self) -> Mapping[str, Any]:
         """What to show of it beside its state: a process id, a node, what it is waiting for."""
         ...
+
+
+def order_of(caller: Any, config: Mapping[str, Any], machine_id: str, input_data: Mapping[str, Any]) -> Order:
+    """The order to run the machine that `caller`, which is one itself, launches."""
+    about = {
+        "_parent_execution_id": caller.execution_id,
+        "_profiles_dict": caller._profiles_dict,
+        "_profiles_file": caller._profiles_file,
+    }
+    told = {key: value for key, value in about.items() if value}
+    return Order(machine_id, Bundle.of(config), dict(input_data), str(caller._config_dir), told)
 
 
 STOPPING = 2.0

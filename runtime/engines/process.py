@@ -21,6 +21,7 @@ from flatfleet.runtime.engines.making import KEPT
 from flatfleet.runtime.engines.outlet import Outlet
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import EngineError, HostDied
+from flatfleet.runtime.fleet import Fleet
 
 RUN = Path(__file__).parents[2] / "run.py"
 STARTING = 60.0
@@ -32,8 +33,8 @@ KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 """Return codes of a process that did not end by what it did."""
 
 
-def hosts(spec: EngineSpec, setup: Setup) -> Callable[[str], Host]:
-    """How to make a host: `make(id)`. It finds the modules that this process finds."""
+def hosts(spec: EngineSpec, setup: Setup, fleet: Fleet) -> Callable[[str], Host]:
+    """How to make a host: `make(id)`. It finds the modules that this process finds, and offers what that offers."""
     here = replace(setup, path=tuple(folder for folder in sys.path if folder))
     return lambda name: ProcessHost(name, here)
 
@@ -191,16 +192,8 @@ class ProcessHost:
         if self._over or self._writer is None:
             raise HostDied(f"{self.id} has ended")
         digest = order.bundle.hash
-        about = {
-            "kind": "order",
-            "id": order.machine_id,
-            "bundle": digest,
-            "input": order.input,
-            "folder": order.folder,
-            "about": order.about,
-        }
         try:
-            packed = frames.pack(about)
+            packed = frames.pack({"kind": "order", "id": order.machine_id, "order": order.data()})
             config = (
                 b""
                 if digest in self._bundles

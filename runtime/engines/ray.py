@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,7 +22,9 @@ from flatfleet.runtime.engines.ray_hosting import RayHosting
 from flatfleet.runtime.engines.ray_places import Placement
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, StoreError, StoreUnavailable, StoreUrlError
+from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.owner import this_process
+from flatfleet.runtime.routing import SPOT
 from flatfleet.runtime.stores.ray_address import knock
 from flatfleet.runtime.stores.ray_cluster import check_installed, in_caller, joined, ray_module
 from flatfleet.runtime.stores.ray_url import RayUrl
@@ -37,10 +41,11 @@ SHARED = ("FLATAGENTS_", "FLATFLEET_")
 """How the variables begin that a host has from its launcher; keys of providers have to be set on the nodes."""
 
 
-def hosts(spec: EngineSpec, setup: Setup) -> Callable[[str], Host]:
-    """How to make a host: `make(id)`. Raises EngineUrlError if Ray is not installed, or the address is none.
+def hosts(spec: EngineSpec, setup: Setup, fleet: Fleet) -> Callable[[str], Host]:
+    """How to make a host: `make(id)`; on a spot node, where the fleet's policy prefers those.
 
-    EngineError if nobody listens at that address: before any item is put into a pool.
+    Raises EngineUrlError if Ray is not installed, or the address is none, and EngineError if nobody listens at that address:
+    before any item is put into a pool.
     """
     try:
         check_installed(f"engine '{spec.text}'")
@@ -53,19 +58,21 @@ def hosts(spec: EngineSpec, setup: Setup) -> Callable[[str], Host]:
         raise EngineError(str(error)) from error
     here = replace(setup, path=tuple(folder for folder in sys.path if folder))
     placement = Placement.of(spec, setup)
-    return lambda name: RayHost(name, address, here, placement)
+    fleet.places_spot = True
+    return lambda name: RayHost(name, address, here, placement, fleet)
 
 
 class RayHost:
     """An actor that is this process's own: Ray ends it when this process ends, however that does."""
 
-    def __init__(self, name: str, address: str | None, setup: Setup, placement: Placement) -> None:
+    def __init__(self, name: str, address: str | None, setup: Setup, placement: Placement, fleet: Fleet) -> None:
         self.id = name
         self.owner: str | None = None
         self.on_event: Callable[[Event], None] = lambda event: None
         self._address = address
         self._setup = setup
         self._placement = placement
+        self._fleet = fleet
         self._actor: Any = None
         self._about: dict[str, Any] = {}
         self._life: asyncio.Task[None] | None = None
@@ -80,11 +87,11 @@ class RayHost:
             await joined(self._address)
             errors = (await in_caller(ray_module)).exceptions
             self._died, self._away = errors.RayActorError, errors.ActorUnavailableError
-            self._actor = await in_caller(functools.partial(_actor, self._placement))
             try:
-                await self._placed()
+                asked = await self._place()
+                told = (self._setup, folder, _variables(), this_process(), asked)
                 async with asyncio.timeout(STARTING):
-                    about = await _answer(self._actor.start.remote(self._setup, folder, _variables(), this_process()))
+                    about = await _answer(self._actor.start.remote(*told))
             except TimeoutError:
                 raise EngineError(f"{self.id} did not come up within {STARTING:g} s") from None
             except errors.RayError as error:
@@ -101,18 +108,38 @@ class RayHost:
         self._about = about
         self._life = asyncio.create_task(self._live(), name=f"flatfleet-{self.id}")
 
-    async def _placed(self) -> None:
-        """Wait until the actor has a process, for as long as that takes; what it waits for is to be seen meanwhile."""
+    async def _place(self) -> bool:
+        """Have an actor that has a process: on a spot node, where the policy prefers those and one comes in time.
+
+        True if a spot node was asked for; else any node will do that offers what the workers promise, whenever it comes.
+        """
+        wait = None if SPOT in self._setup.capabilities else self._fleet.spot_wait
+        if wait is None or not await self._placed(self._placement.on_spot(), wait):
+            await self._placed(self._placement)
+        return wait is not None
+
+    async def _placed(self, placement: Placement, patience: float = math.inf) -> bool:
+        """Wait until an actor has a process, so many seconds at most; what it waits for is to be seen meanwhile."""
+        self._actor = await in_caller(functools.partial(_actor, placement))
         pinged = asyncio.ensure_future(_answer(self._actor.ping.remote()))
+        ends = time.monotonic() + patience
         try:
-            while not (await asyncio.wait([pinged], timeout=LOOK))[0]:
-                lacking = await in_caller(self._placement.lacking)
-                self._about = {"pending": lacking or "Ray has not placed it yet: the nodes that could run it are busy"}
-                if lacking:
-                    self._placement.warn(lacking)
+            while not (await asyncio.wait([pinged], timeout=max(0.0, min(LOOK, ends - time.monotonic()))))[0]:
+                if time.monotonic() >= ends:
+                    self.kill()
+                    return False
+                self._about = {"pending": await self._lacking(placement, ends - time.monotonic())}
             await pinged
+            return True
         finally:
             pinged.cancel()
+
+    async def _lacking(self, placement: Placement, left: float) -> str:
+        lacking = await in_caller(placement.lacking)
+        if lacking and left == math.inf:
+            placement.warn(lacking)
+        why = lacking or "Ray has not placed it yet: the nodes that could run it are busy"
+        return why if left == math.inf else f"{why}; in {max(0.0, left):.0f} s it takes any other"
 
     async def _live(self) -> None:
         """Hear the actor until it has died."""
@@ -145,9 +172,8 @@ class RayHost:
         if self._over:
             raise HostDied(f"{self.id} has ended")
         digest = order.bundle.hash
-        about = {"id": order.machine_id, "bundle": digest, "input": order.input, "folder": order.folder}
         try:
-            body = json.dumps({**about, "about": order.about})
+            body = json.dumps(order.data())
         except (TypeError, ValueError) as error:
             raise EngineError(f"{order.machine_id} cannot be sent to another process: {error}") from error
         raw = None if digest in self._bundles else order.bundle.raw

@@ -13,12 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from flatfleet.runtime import loop
 from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.engines.hosting import Hosting, compose
 from flatfleet.runtime.engines.hosts import STOPPING, Event, Order, Setup, told
+from flatfleet.runtime.engines.ray_places import kind_of_node
 from flatfleet.runtime.owner import is_dead
 
 HEAR = 20.0
@@ -126,8 +128,15 @@ class RayHosting:
 
     # -- what the parent calls -----------------------------------------------------------------------------------------
 
-    def start(self, setup: Setup, folder: str, variables: Mapping[str, str], parent: str) -> dict[str, Any]:
-        """Be ready for orders; {"owner": …, "pid": …, "host": …}, or {"error": …}. `parent` is the launcher's owner."""
+    def start(
+        self, setup: Setup, folder: str, variables: Mapping[str, str], parent: str, asked: bool
+    ) -> dict[str, Any]:
+        """Be ready for orders; {"owner": …, "pid": …, "host": …}, or {"error": …}. `parent` is the launcher's owner.
+
+        Where a spot node was `asked` for, the workers offer what came, too: `spot`, or `on-demand`.
+        """
+        if asked:
+            setup = replace(setup, capabilities=(*setup.capabilities, kind_of_node()))
         self._setup, self._parent = setup, parent
         os.environ.update(variables)
         with contextlib.suppress(OSError):
@@ -145,12 +154,11 @@ class RayHosting:
 
     def launch(self, body: str, raw: str | None) -> dict[str, str] | None:
         """Run a machine; `raw` is its bundle if this host has not had it yet. None, or the error that it cannot be run by."""
-        about = json.loads(body)
+        order = json.loads(body)
         if raw is not None:
-            self._bundles[about["bundle"]] = Bundle.of(json.loads(raw))
+            self._bundles[order["bundle"]] = Bundle.of(json.loads(raw))
         try:
-            bundle = self._bundles[about["bundle"]]
-            self._machines.launch(Order(about["id"], bundle, about["input"], about["folder"], about["about"]))
+            self._machines.launch(Order.of(order, self._bundles[order["bundle"]]))
         except Exception as error:
             return told(error)
         return None

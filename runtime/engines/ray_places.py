@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flatfleet.runtime.engines.hosts import Setup
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import EngineUrlError
+from flatfleet.runtime.routing import ON_DEMAND, SPOT
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ class Placement:
         wanted = {RESOURCES.get(name, name): SHARE for name in setup.capabilities}
         return cls(wanted, number, setup.url.startswith(LOCAL))
 
+    def on_spot(self) -> Placement:
+        """The same on a node that offers `spot`."""
+        return replace(self, resources={**self.resources, SPOT: SHARE})
+
     def options(self) -> dict[str, Any]:
         """The options of the actor; in the cluster only."""
         import ray
@@ -78,3 +83,13 @@ class Placement:
         if reason not in self.warned:
             self.warned.add(reason)
             logger.error("a host of the engine cannot be placed: %s", reason)
+
+
+def kind_of_node() -> str:
+    """What the node is that this runs on: `spot` or `on-demand`. In an actor only."""
+    import ray
+
+    listed: Any = ray.nodes
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (each for each in listed() if each["NodeID"] == here)
+    return SPOT if node["Resources"].get(SPOT) else ON_DEMAND

@@ -133,8 +133,8 @@ class Server:
             self._bundles.pop(name, None)
         elif kind == "order":
             try:
-                bundle = self._bundles[message["bundle"]]
-                self._hosting.launch(Order(name, bundle, message["input"], message["folder"], message["about"]))
+                order = message["order"]
+                self._hosting.launch(Order.of(order, self._bundles[order["bundle"]]))
             except Exception as error:
                 self._say({"kind": "refused", "id": name, "error": told(error)})
             else:

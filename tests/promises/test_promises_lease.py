@@ -183,8 +183,8 @@ async def test_promise_01_the_stores_fault_burns_no_attempt(kit, busy, monkeypat
         await complete(*args)
 
     monkeypatch.setattr(busy.store.driver, "complete", moody)
-    monkeypatch.setattr("flatfleet.runtime.stores.memory_items.PROVIDER_WAIT", 0.05)
-    monkeypatch.setattr("flatfleet.runtime.stores.sqlite_items.PROVIDER_WAIT", 0.05)
+    for kind in ("memory", "sqlite", "redis"):
+        monkeypatch.setattr(f"flatfleet.runtime.stores.{kind}_items.PROVIDER_WAIT", 0.05)
     await push(busy, "a", max_retries=1)
     await busy.worker("w1")
     assert await history(busy) == [(1, "provider"), (2, "completed")]

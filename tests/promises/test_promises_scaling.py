@@ -237,7 +237,7 @@ def test_promise_11_when_the_host_of_the_scaler_dies_another_one_takes_it_over(f
 
 
 def test_promise_10_a_burst_from_eight_processes_is_decided_once_each_and_in_order(fleet, size):
-    n = size(1000, 1000) // 8
+    n = size(400, 1000) // 8
     host = fleet.host("--workers", "4")
     fleet.idle(4)
     more = (str(n), str(size(25, 1)))
