@@ -113,6 +113,21 @@ def test_a_bursty_feed_is_followed_from_none_to_many_and_back(trial):
     assert [difference for _, difference in again if difference] == []
 
 
+def test_workers_of_hosts_that_are_processes_wait_for_work_as_the_policy_says(trial, monkeypatch):
+    """They are the launcher's fleet, not batches of their own that end with an empty pool."""
+    monkeypatch.setenv("FLATFLEET_COMPOSE", "trial_parts:compose")
+    fleet = Fleet(trial, "--engine", "process?min_size=1&max_size=1", mode="fixed", min=2, max=2)
+    fleet.until(lambda: trial.db.exists() and trial.counts().completed == 1)
+    looks = len(fleet.decisions())
+    fleet.until(lambda: len(fleet.decisions()) >= looks + 3)
+    workers = trial.ask(lambda store: store.registration.list())
+    assert [each.status for each in workers] == ["active"] * 2
+    fleet.push("more", 4, seconds=0.01)
+    fleet.until(lambda: trial.counts().completed == 5)
+    fleet.end()
+    assert len(trial.ask(lambda store: store.registration.list())) == 2
+
+
 HOLD_LOCK = """
 import sqlite3, sys
 lock = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
