@@ -84,6 +84,12 @@ class Hosting:
         n: int = await self._engine.close(seconds)
         return n
 
+    def abandon(self) -> None:
+        """The engine has died, and replaces nobody: let other processes find these workers lost, and not ended."""
+        self.drain()
+        for worker in list(self._parts.fleet.workers):
+            self._parts.fleet.discharge(worker)
+
     async def close(self) -> None:
         """Close the store."""
         await self._parts.fleet.close()

@@ -57,7 +57,10 @@ class Server:
         threading.Thread(target=self._read, name="flatfleet-hears", daemon=True).start()
         self._say({"kind": "hello", "owner": self._hosting.owner})
         try:
-            n = await self._hosting.stop(await self._end)
+            seconds = await self._end
+            if self._orphan.locked():
+                self._hosting.abandon()
+            n = await self._hosting.stop(seconds)
             n += await self._ending if self._ending is not None else 0
         finally:
             await self._hosting.close()

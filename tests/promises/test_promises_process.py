@@ -117,6 +117,25 @@ def test_promise_01_hosts_end_with_their_parent_whatever_ends_it(trial, launch, 
     assert outcomes.keys() == {"released"}
 
 
+def test_promise_8_the_workers_of_a_dead_launchers_hosts_are_replaced_by_another_launcher(trial, launch):
+    """Promise 8: hosts that end because nobody is there to tell them anything leave workers that are lost, not ended."""
+    go = trial.path / "go"
+    source = trial.items([{"key": f"i{k}", "do": {"first": "wait"}, "until": str(go)} for k in range(12)])
+    more = ("--reap-interval", "0.2")
+    first, second = launch(source, 2, *more), launch(source, 2, *more)
+    trial.until(lambda: trial.db.exists() and trial.counts().claimed == 4)
+    os.kill(first.pid, signal.SIGKILL)
+
+    def replaced():
+        found = trial.ask(lambda store: store.registration.list())
+        return [each.status for each in found if each.status != "active"] == ["lost"] * 2 and len(found) == 6
+
+    trial.until(lambda: replaced() and trial.counts().claimed == 4)
+    go.touch()
+    assert second.wait(60) == 0, second.end()
+    check_results(trial, [f"i{k}" for k in range(12)])
+
+
 def test_promise_13_a_terminals_interrupt_reaches_the_whole_group_and_the_hosts_are_drained(trial, launch):
     """Promise 13: what hosts hold is finished, nothing new is begun, nothing is burnt."""
     source = trial.items([{"key": f"i{n:02}", "seconds": 0.2} for n in range(80)])
