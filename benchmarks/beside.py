@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from pathlib import Path
 
 from flatfleet.benchmarks import crews, fleets
+from flatfleet.benchmarks.brokers import work
 from flatfleet.benchmarks.crews import BUSY, LOADS, Broker, Load
 from flatfleet.benchmarks.fleets import Fleet
-from flatfleet.benchmarks.harness import Case, Contestant, Goal, Values
+from flatfleet.benchmarks.harness import Case, Contestant, Goal, Values, correct
 
 WORKERS = (1, 2, 4)
 MANY = 64
@@ -40,6 +43,24 @@ def _other(broker: Broker, loads: tuple[Load, ...] = LOADS, size: int = USUAL) -
         return crews.measured(broker, folder, n, loads)
 
     return Contestant(broker.name, run, size)
+
+
+def _bare(w: int) -> Contestant:
+    """What the cores give without any queue."""
+
+    def run(folder: Path, n: int) -> Values:
+        (load,) = BUSY
+        count = load.size(n, w)
+        with multiprocessing.get_context("spawn").Pool(w) as pool:
+            pool.map(work, range(w))
+            started = time.perf_counter()
+            done = pool.starmap(work, [(number, 0.0, load.burn) for number in range(count)], chunksize=1)
+            seconds = time.perf_counter() - started
+        wrong = sum(each["value"] != number + load.sum for number, each in enumerate(done))
+        correct(not wrong, f"{wrong} of {count} results are wrong")
+        return {load.unit: count / seconds}
+
+    return Contestant("multiprocessing.Pool, no queue", run, 4_000)
 
 
 def _brokers(w: int) -> tuple[Contestant, ...]:
@@ -79,6 +100,7 @@ def _busy(w: int) -> Case:
         {load.unit: "more" for load in BUSY},
         (
             *(_mine(Fleet(store, engine, w, 1 if engine == "inline" else w), BUSY, 4_000) for store, engine in mine),
+            _bare(w),
             _other(Broker("Celery, solo", "celery_app", "solo", processes=w, prefetch=1), BUSY),
             _other(Broker("Celery, prefork", "celery_app", "prefork", processes=w, prefetch=1), BUSY),
             _other(Broker("Dramatiq, processes", "dramatiq_app", "", processes=w, prefetch=1), BUSY),
