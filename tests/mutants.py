@@ -468,6 +468,21 @@ MUTANTS = [
         "self._missed = False",
         "tests/test_redis_wire.py::test_a_subscription_that_breaks_is_made_again_and_anything_is_rung",
     ),
+    Mutant(
+        "workers of hosts whose launcher has died are ended, not lost",
+        "runtime/engines/serving.py",
+        "if self._orphan.locked():",
+        "if False:",
+        "tests/promises/test_promises_process.py"
+        "::test_promise_8_the_workers_of_a_dead_launchers_hosts_are_replaced_by_another_launcher",
+    ),
+    Mutant(
+        "hosts take every fleet for a batch",
+        "runtime/engines/hosting.py",
+        "self._parts.fleet.served = order.served",
+        "self._parts.fleet.served = False",
+        "tests/test_process_engine.py::test_a_host_has_what_its_parent_has_and_a_session_and_an_owner_of_its_own",
+    ),
 ]
 
 SHORT = (
