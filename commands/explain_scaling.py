@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flatfleet.commands import cli, decided, exits, finding
+from flatfleet.commands import cli, decided, exits, figures, finding
 from flatfleet.commands.durations import moment, span
 from flatfleet.commands.terminal import plain, show
 from flatfleet.runtime.errors import UsageError
@@ -21,6 +21,8 @@ _UNITS = {
     "arrival_cv2": "",
     "service_cv2": "",
     "utilisation": "",
+    "cost_per_hour": "/h",
+    "spent": "",
 }
 _HIDDEN = ("at", "measured")
 
@@ -88,7 +90,9 @@ def _seen(seen: Mapping[str, Any]) -> Iterator[str]:
         if name in _HIDDEN:
             continue
         unit = _UNITS.get(name, "" if isinstance(value, int) else " s")
-        number = f"{value:.3g}" if isinstance(value, float) else str(value)
+        number = (
+            figures.number(value) if name == "spent" else f"{value:.3g}" if isinstance(value, float) else str(value)
+        )
         yield f"{name.replace('_', ' ')} {number}{unit}"
 
 
