@@ -29,7 +29,7 @@ async def spot(fleet: Fleet, pool: str, activity: Activity, known: dict[str, boo
     if crew.keys() - known.keys():
         for record in await fleet.store.registration.list(statuses=LIVE_WORKER, pool=pool):
             if (owner := str(record.metadata.get("owner"))) in crew:
-                known[owner] = _is_spot(record)
+                known.setdefault(owner, _is_spot(record))
     return sum(n for owner, n in crew.items() if known.get(owner))
 
 

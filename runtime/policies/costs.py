@@ -143,18 +143,17 @@ def affordable(o: Observation, s: Settings, capacity: str | None) -> tuple[int, 
     asked, costs = each.spot if capacity == SPOT else each.on_demand, there.times(each)
     if costs > most * (1 + _ROUNDING):
         mean = costs / there.total
-        return min(o.workers, math.floor(most / mean + _ROUNDING)), _why(
-            most, there, costs, mean, f"{shown(mean)} each"
-        )
+        return min(o.workers, math.floor(most / mean + _ROUNDING)), _why(most, there, each, mean, f"{shown(mean)} each")
     if asked <= 0 or (most - costs) / asked > 1e9:
         return None
     further = math.floor((most - costs) / asked + _ROUNDING)
-    return o.workers + further, _why(most, there, costs, asked, f"a further {capacity or 'one'} {shown(asked)}")
+    return o.workers + further, _why(most, there, each, asked, f"a further {capacity or 'one'} {shown(asked)}")
 
 
-def _why(most: float, there: Mix, costs: float, price: float, last: str) -> str:
-    said = f"cost_threshold = {most:g}/h"
-    if abs(there.total * price - costs) <= _ROUNDING * max(1.0, costs):  # all at one price
+def _why(most: float, there: Mix, each: Mix, price: float, last: str) -> str:
+    """Where all that run cost this price, that says it; else what they are, and `last`."""
+    said, costs = f"cost_threshold = {most:g}/h", there.times(each)
+    kinds = [(n, kind, one) for n, kind, one in zip(there, (ON_DEMAND, SPOT), each, strict=True) if n]
+    if all(math.isclose(one, price) for _, _, one in kinds):
         return f"{said} at {shown(price)} a worker"
-    kinds = [f"{n:g} {kind}" for n, kind in ((there.on_demand, ON_DEMAND), (there.spot, SPOT)) if n]
-    return f"{said}: {' and '.join(kinds)} cost {shown(costs)}/h, {last}"
+    return f"{said}: {' and '.join(f'{n:g} {kind}' for n, kind, _ in kinds)} cost {shown(costs)}/h, {last}"
