@@ -21,9 +21,8 @@ _UNITS = {
     "arrival_cv2": "",
     "service_cv2": "",
     "utilisation": "",
-    "cost_per_hour": "/h",
-    "spent": "",
 }
+_MONEY = ("cost_per_hour", "spent")
 _HIDDEN = ("at", "measured")
 
 
@@ -89,10 +88,11 @@ def _seen(seen: Mapping[str, Any]) -> Iterator[str]:
     for name, value in seen.items():
         if name in _HIDDEN:
             continue
-        unit = _UNITS.get(name, "" if isinstance(value, int) else " s")
-        number = (
-            figures.number(value) if name == "spent" else f"{value:.3g}" if isinstance(value, float) else str(value)
-        )
+        if name in _MONEY:
+            unit, number = "", figures.number(value)
+        else:
+            unit = _UNITS.get(name, "" if isinstance(value, int) else " s")
+            number = f"{value:.3g}" if isinstance(value, float) else str(value)
         yield f"{name.replace('_', ' ')} {number}{unit}"
 
 

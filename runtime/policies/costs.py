@@ -82,7 +82,9 @@ def charged(
     if account:
         told["spent"] += prices(cost).times(_worked(o, s, account, now, ran)) / _HOUR
         told["spent"] += cost.per_item * max(0, (o.completed or 0) - account.get("completed", o.completed or 0))
-    told["per_hour"] = prices(cost).times(now) + cost.per_item * _HOUR * (o.throughput or 0.0)
+    told["per_hour"] = prices(cost).times(now)
+    if now.total:
+        told["per_hour"] += cost.per_item * _HOUR * (o.throughput or 0.0)
     return replace(o, cost_per_hour=told["per_hour"], spent=told["spent"]), told
 
 

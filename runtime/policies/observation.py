@@ -62,7 +62,7 @@ class Observation:
     completed: int | None = None
     """Items of the pool that are done; measured where an item has a price."""
     cost_per_hour: float | None = None
-    """What the workers cost, and the items at the present throughput."""
+    """What the workers cost, and, while there are some, the items at the present throughput."""
     spent: float | None = None
     """Since the fleet's first decision."""
 
