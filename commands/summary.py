@@ -77,7 +77,7 @@ class Summary:
         if self.out and counts.completed and Path(self.out).is_dir():
             said.append(f"Reports are in {plain(self.out.rstrip('/'))}/")
         said += self._for_others()
-        if self.broke and not self.interrupted:
+        if self.broke:
             said.append(
                 f"{counts.left} left, and {figures.spent(self.broke)} spent: "
                 "raise cost.budget in the policy, and run the same command again"
@@ -88,7 +88,7 @@ class Summary:
             said.append(f"Results: {self._command()}")
         if self.interrupted:
             back = f", {self.handed_back} handed back" if self.handed_back else ""
-            more = " The same command goes on from here." if counts.left else ""
+            more = " The same command goes on from here." if counts.left and not self.broke else ""
             said.append(f"Stopped{back}.{more}")
         return "\n".join(said)
 

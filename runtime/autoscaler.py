@@ -154,12 +154,12 @@ class Autoscaler:
             await record.keep_fault({})
         if fault:
             notices.info("the autoscaler of fleet %s can decide again", record.name)
-        self._tell()
+        await self._tell()
         context.update(begun=True, fault=None, decision=None, state=None, ended=bool(context["broke"]))
         return context
 
-    def _tell(self) -> None:
-        """Say once that a served fleet has no workers left to pay for, and at first what is no cap."""
+    async def _tell(self) -> None:
+        """Say at first what is no cap, and once that nothing is left to pay workers with, unless a batch here ends by that."""
         context, name, cost = self._context, self._record.name, self._settings().cost
         if not context.get("begun") and cost.budget is not None and not costs.priced(cost):
             notices.warning(
@@ -167,7 +167,9 @@ class Autoscaler:
                 name,
                 cost.budget,
             )
-        if context["broke"] and not context.get("ended") and self._fleet.served:
+        if not context["broke"] or context.get("ended"):
+            return
+        if self._fleet.served or self._fleet.store.owner not in await self._record.hosts():
             notices.warning(
                 "fleet %s stays without workers: %s; raise cost.budget in its policy, and start it again",
                 *(name, context["broke"]),

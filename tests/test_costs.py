@@ -29,6 +29,9 @@ from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.buckets import Activity
 from flatfleet.runtime.stores.records import Counts
 from flatmachines import WorkerRegistration
+from hypothesis import given
+from hypothesis import settings as runs
+from hypothesis import strategies as st
 
 T0 = 1_700_000_000.0
 HOURLY = 3600.0
@@ -146,6 +149,27 @@ def test_how_many_workers_the_caps_allow(seen, cost, capacity, most, why):
     assert costs.affordable(look(0, **seen), s, capacity) == (most, why)
 
 
+@runs(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 40), st.integers(0, 9), st.integers(0, 49), st.sampled_from([None, "spot", "on-demand"]),
+    st.floats(0.1, 9), st.floats(0, 9), st.floats(0, 60),
+)  # fmt: skip
+def test_what_is_launched_is_within_the_threshold(workers, draining, spot, capacity, usual, cheap, threshold):
+    """And nobody has to go who is within it, and somebody where they are not."""
+    s = settings({"cost": {"per_worker_hour": usual, "per_spot_hour": cheap, "cost_threshold": threshold}})
+    o = look(0, workers, draining=draining, spot=spot if capacity else None)
+    allowed, price = costs.affordable(o, s, capacity), cheap if capacity == "spot" else usual
+    now = costs.running(o).times(costs.prices(s.cost))
+    if allowed is None:
+        assert price * 1e9 < threshold
+    elif now <= threshold:
+        assert allowed[0] >= workers
+        assert now + (allowed[0] - workers) * price <= threshold + 1e-6
+        assert now + (allowed[0] + 1 - workers) * price > threshold - 1e-6
+    else:
+        assert allowed[0] < workers + draining
+
+
 @pytest.mark.parametrize("cost", [{}, {"per_worker_hour": 4}, {"cost_threshold": 20}, {"budget": 10, "per_item": 1}])
 def test_without_a_cap_or_a_price_any_number_is_allowed(cost):
     assert costs.affordable(look(0, 4), settings({"cost": cost}), None) is None
@@ -208,9 +232,10 @@ async def test_workers_are_read_only_where_a_process_is_new(kit):
 async def test_spot_workers_are_not_counted_where_there_are_none_or_nobody_prefers_them(kit, prefer, able):
     kit.fleet.capabilities = frozenset({"spot"} if able else ())
     await register(kit.store, "a")
+    kit.store.registration.list = None  # nobody reads them
     context = {"pool": "p", "policy": {**POLICY, "prefer_spot": prefer}}
     assert "spot" not in (await once(kit, context))["seen"]
-    assert "spot_hosts" not in context or not context["spot_hosts"]
+    assert context["spot_hosts"] == {}
 
 
 async def test_who_ran_while_nobody_looked(any_kit):
@@ -294,6 +319,18 @@ async def test_a_served_fleet_says_once_that_it_has_nothing_left_and_stays(kit, 
     assert [each.getMessage() for each in caplog.records if each.name == "flatfleet.notices"] == [
         "fleet p stays without workers: budget = 10, and 10.02 are spent; raise cost.budget in its policy, and start it again"
     ]
+
+
+async def test_an_autoscaler_without_a_fleet_to_host_says_so_too(kit, caplog):
+    await kit.store.fleet("p").keep_policy_state({"version": 1, "cost": _account(10.02)})
+    context = {"pool": "p", "policy": {**POLICY, "cost": {"per_worker_hour": 1, "budget": 10}}}
+    await once(kit, context)
+    assert "stays without workers: budget = 10" in caplog.text
+    caplog.clear()
+    await kit.store.lock.acquire(f"host/p/{kit.store.owner}")
+    del context["ended"]
+    await once(kit, context)
+    assert caplog.text == ""  # a batch ends with that line
 
 
 async def test_a_budget_without_a_price_is_said_to_do_nothing(kit, caplog):
