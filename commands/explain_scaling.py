@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flatfleet.commands import cli, decided, exits, finding
+from flatfleet.commands import cli, decided, exits, figures, finding
 from flatfleet.commands.durations import moment, span
 from flatfleet.commands.terminal import plain, show
 from flatfleet.runtime.errors import UsageError
@@ -22,6 +22,7 @@ _UNITS = {
     "service_cv2": "",
     "utilisation": "",
 }
+_MONEY = ("cost_per_hour", "spent")
 _HIDDEN = ("at", "measured")
 
 
@@ -87,8 +88,11 @@ def _seen(seen: Mapping[str, Any]) -> Iterator[str]:
     for name, value in seen.items():
         if name in _HIDDEN:
             continue
-        unit = _UNITS.get(name, "" if isinstance(value, int) else " s")
-        number = f"{value:.3g}" if isinstance(value, float) else str(value)
+        if name in _MONEY:
+            unit, number = "", figures.number(value)
+        else:
+            unit = _UNITS.get(name, "" if isinstance(value, int) else " s")
+            number = f"{value:.3g}" if isinstance(value, float) else str(value)
         yield f"{name.replace('_', ' ')} {number}{unit}"
 
 

@@ -1,8 +1,10 @@
-"""Numbers, times and shares as the tables of `capacity` write them."""
+"""Numbers, times, shares and costs, as people read them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
@@ -32,3 +34,16 @@ def reached(part: float) -> str:
     """With as many digits as it takes not to say 100%."""
     texts = (f"{part * 100:.{digits}g}" for digits in range(4, 16))
     return f"{next((text for text in texts if text != '100' or part >= 1), '>99.9999999999999')}%"
+
+
+def spent(account: Mapping[str, Any]) -> str:
+    """What is spent by an account (runtime/spending.py), of its budget if there is one: `10.02 of a budget of 10`."""
+    of = "" if account["budget"] is None else f" of a budget of {number(account['budget'])}"
+    return f"{number(account['spent'])}{of}"
+
+
+def costs(account: Mapping[str, Any]) -> str:
+    """What a fleet costs: `4.5 an hour for 3 workers (2 spot), 10.02 of a budget of 10 spent`."""
+    workers = f"{account['workers']} worker" + ("" if account["workers"] == 1 else "s")
+    spot = "" if account["spot"] is None else f" ({account['spot']} spot)"
+    return f"{number(account['per_hour'])} an hour for {workers}{spot}, {spent(account)} spent"

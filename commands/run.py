@@ -112,6 +112,7 @@ def _flatagents(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 async def command(options: argparse.Namespace, parts: Any) -> int:
+    from flatfleet.runtime import spending
     from flatfleet.runtime.dispatcher import Dispatcher
     from flatfleet.runtime.routing import Unserved, unserved
 
@@ -130,7 +131,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     if getattr(options, "count", None) is not None:
         named = functools.partial(_join, options, parts, machine)
     session = Session(parts, machine, options.drain_deadline, progress, dispatcher, named)
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     output, error = await session.execute(options.inputs)
     if isinstance(error, FleetError):
         raise error
@@ -153,6 +154,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         handed_back=session.handed_back,
         drained=await drained(parts.store, pool.name, counts, parts.engine.owners()) if pool else 0,
         unserved=await left() if left else Unserved(),
+        broke=await spending.broke(parts.store.fleet(pool.name), began) if pool and counts and counts.left else None,
     )
     terminal.show(json.dumps(summary.as_dict()) if options.json else summary.text())
     return await session.end(summary.exit_code(parts.engine.failures()))

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flatfleet.commands import cli, decided, engines, exits, finding
+from flatfleet.commands import cli, decided, engines, exits, figures, finding
 from flatfleet.commands.durations import span, until
 from flatfleet.commands.finding import count
 from flatfleet.commands.terminal import document, plain, show
-from flatfleet.runtime import engine_notes, orders, routing, scaling
+from flatfleet.runtime import engine_notes, orders, routing, scaling, spending
 from flatfleet.runtime.owner import is_dead
 
 SHOWN = 20
@@ -86,6 +86,7 @@ async def _pool(store: Any, name: str, records: Sequence[Any]) -> dict[str, Any]
         "at_work": await decided.at_work(store, name),
         "last_decision": decisions[-1] if decisions else None,
         "scaling": await orders.in_force(fleet, time.time()),
+        "cost": await spending.account(fleet),
     }
 
 
@@ -100,6 +101,8 @@ def _lines(name: str, about: dict[str, Any]) -> list[str]:
     lines += [f"  {plain(line)}" for line in _orders(about["scaling"])]
     if about["target"] is not None or about["hosts"] or about["messages"]:
         lines.append("  " + " · ".join(_fleet(about)))
+    if (cost := about["cost"]) is not None:
+        lines.append(f"  costs {figures.costs(cost)}, {span(max(0.0, time.time() - cost['at']))} ago")
     if about["at_work"] is not None:
         lines.append(f"  {decided.doing(about['at_work'], about['live'], hosted=bool(about['hosts']))}")
     if decision is not None:

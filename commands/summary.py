@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatfleet.commands import cli, exits
+from flatfleet.commands import cli, exits, figures
 from flatfleet.commands.terminal import lines, plain
 from flatfleet.runtime.redact import shown
 from flatfleet.runtime.routing import Unserved
@@ -24,7 +24,7 @@ class Summary:
     """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items; `store` is a URL.
 
     `drained` are the workers of this process, or of its hosts, that somebody told to end, where they have left items;
-    `unserved` are the items that wait for what no worker offers.
+    `unserved` are the items that wait for what no worker offers; `broke` is the account of a fleet whose budget is spent.
     """
 
     machine: str
@@ -42,6 +42,7 @@ class Summary:
     dead: Sequence[Item] = field(default_factory=list)
     drained: int = 0
     unserved: Unserved = field(default_factory=Unserved)
+    broke: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         counts = asdict(self.counts) | {"left": self.counts.left, "total": self.counts.total} if self.counts else None
@@ -63,6 +64,7 @@ class Summary:
             "handed_back": self.handed_back,
             "drained": self.drained,
             "unserved": self._unserved().rows(),
+            "broke": self.broke,
         }
 
     def text(self) -> str:
@@ -75,13 +77,18 @@ class Summary:
         if self.out and counts.completed and Path(self.out).is_dir():
             said.append(f"Reports are in {plain(self.out.rstrip('/'))}/")
         said += self._for_others()
-        if self.drained and not self.interrupted:
+        if self.broke:
+            said.append(
+                f"{counts.left} left, and {figures.spent(self.broke)} spent: "
+                "raise cost.budget in the policy, and run the same command again"
+            )
+        elif self.drained and not self.interrupted:
             said.append(f"{counts.left} left: the workers here were drained; the same command goes on")
         if self.durable and counts.completed + counts.dead:
             said.append(f"Results: {self._command()}")
         if self.interrupted:
             back = f", {self.handed_back} handed back" if self.handed_back else ""
-            more = " The same command goes on from here." if counts.left else ""
+            more = " The same command goes on from here." if counts.left and not self.broke else ""
             said.append(f"Stopped{back}.{more}")
         return "\n".join(said)
 
@@ -90,9 +97,14 @@ class Summary:
             return exits.INTERRUPTED
         if failures:
             return max(exits.code_of(error) for error in failures.values())
-        if self.drained:
+        if self.drained and not self.broke:
             return exits.INTERRUPTED
-        if (self.counts is not None and self.counts.dead) or self.output.get("skipped") or self._unserved():
+        if (
+            (self.counts is not None and self.counts.dead)
+            or self.output.get("skipped")
+            or self._unserved()
+            or self.broke
+        ):
             return exits.SOME_FAILED
         return exits.DONE
 

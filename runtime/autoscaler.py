@@ -12,12 +12,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from flatfleet.runtime import fleet_settings, metrics, routing
+from flatfleet.runtime import fleet_settings, metrics, routing, spending
 from flatfleet.runtime.errors import StoreError, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.notices import notices
 from flatfleet.runtime.orders import BY, ordered
-from flatfleet.runtime.policies import deciding, naming
+from flatfleet.runtime.policies import costs, deciding, naming
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Settings, settings
 from flatfleet.runtime.values import text
@@ -59,12 +59,37 @@ class Autoscaler:
         context, began = self._context, time.time()
         context.update(closed=await self._closed(), error=None, last_error=None)
         if context["closed"]:
+            await self._settle()
             return context
-        o = await self._servable(await metrics.observe(self._fleet.store, self._record.name, self._settings()))
+        o = await self._servable(await self._look())
         fault = context.get("fault") or {}
         silent = min(fault["at"], began) if fault.get("store") else began
         context["seen"] = replace(o, measured=min(o.at, silent)).data()
         return context
+
+    async def _look(self) -> Observation:
+        fleet, context, s = self._fleet, self._context, self._settings()
+        known: dict[str, bool] = context.setdefault("spot_hosts", {})
+        counts = functools.partial(spending.spot, fleet, self._record.name, known=known)
+        return await metrics.observe(
+            fleet.store, self._record.name, s, counts if s.prefer_spot and fleet.has_spot else None
+        )
+
+    async def _settle(self) -> None:
+        """Charge what ran since the last decision, unless another process goes on with that, or the store does not answer."""
+        if not self._context.get("begun") or not costs.priced(self._settings().cost):
+            return
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(POLL):
+                if (state := await self._record.policy_state()).get("cost") and not await self._elsewhere():
+                    _, account = await self._charged(await self._look(), state["cost"])
+                    await self._record.keep_policy_state({**state, "cost": account})
+
+    async def _charged(self, o: Observation, account: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        s, ran = self._settings(), None
+        if costs.unseen(o, s, account):
+            ran = await spending.ran(self._fleet, self._record.name, account["at"], o.at)
+        return costs.charged(o, s, account, ran)
 
     async def _servable(self, o: Observation) -> Observation:
         """Without the items that require what this process does not offer: more workers of its would not serve them."""
@@ -78,12 +103,14 @@ class Autoscaler:
     @_answered
     async def decide(self) -> dict[str, Any]:
         context, s = self._context, self._settings()
-        o = Observation.of(context["seen"])
         state, orders, hold = await asyncio.gather(
             self._record.policy_state(), self._record.orders(), self._record.hold()
         )
+        o, account = await self._charged(Observation.of(context["seen"]), state.get("cost") or {})
         before = ordered(state, orders, hold, o.at)
         decision, kept = deciding.decide(o, s, before)
+        if account:
+            kept["cost"] = account
         data = {"id": f"auto-{uuid.uuid4().hex[:16]}", "fleet": self._record.name, **decision.data()}
         data["policy"] = naming.label(context["policy"])
         if before != state or not context.get("begun"):
@@ -92,13 +119,17 @@ class Autoscaler:
         if fault := context.get("fault"):
             what = "the store had not answered" if fault["store"] else f"nothing could be decided ({fault['why']})"
             notes.append(f"{what} for {max(0.0, o.at - fault['at']):.0f} s")
-        if decision.capacity == routing.SPOT and not self._fleet.has_spot and decision.outcome == "up":
-            notes.append("there are no spot workers here (a host that is one says so: --capabilities spot)")
+        if s.prefer_spot and o.spot is None and decision.outcome == "up":
+            notes.append(
+                "there are no spot workers here, so these are on-demand (a spot host says --capabilities spot)"
+            )
+        if said := costs.nearly(s.cost, o.spent):
+            notes.append(said)
         if notes:
             data["note"] = "; ".join(notes)
         short = not o.missing(s.stale_after) and o.workers < decision.desired and o.workers < (o.demand or 0)
         data["sent"] = decision.outcome != "hold" or short
-        context.update(decision=data, state=kept, sends=data["sent"])
+        context.update(decision=data, state=kept, sends=data["sent"], broke=decision.broke)
         return context
 
     @_answered
@@ -123,8 +154,26 @@ class Autoscaler:
             await record.keep_fault({})
         if fault:
             notices.info("the autoscaler of fleet %s can decide again", record.name)
-        context.update(begun=True, fault=None, decision=None, state=None)
+        await self._tell()
+        context.update(begun=True, fault=None, decision=None, state=None, ended=bool(context["broke"]))
         return context
+
+    async def _tell(self) -> None:
+        """Say at first what is no cap, and once that nothing is left to pay workers with, unless a batch here ends by that."""
+        context, name, cost = self._context, self._record.name, self._settings().cost
+        if not context.get("begun") and cost.budget is not None and not costs.priced(cost):
+            notices.warning(
+                "fleet %s: cost.budget = %g does nothing without a price, such as cost.per_worker_hour",
+                name,
+                cost.budget,
+            )
+        if not context["broke"] or context.get("ended"):
+            return
+        if self._fleet.served or self._fleet.store.owner not in await self._record.hosts():
+            notices.warning(
+                "fleet %s stays without workers: %s; raise cost.budget in its policy, and start it again",
+                *(name, context["broke"]),
+            )
 
     async def away(self) -> dict[str, Any]:
         """Say that nothing can be decided, once until something can be, and note it in the store as soon as that answers."""
@@ -159,18 +208,30 @@ class Autoscaler:
         await fleet.rest(ends - time.monotonic())
         return self._context
 
-    async def _closed(self) -> bool:
-        """True if this process stops, or another one runs the autoscaler, or a batch that this process hosts is done."""
+    async def _elsewhere(self) -> bool:
+        """True if another process runs the autoscaler: this one stood still, or was cut off, for longer than its lease."""
         store, machine_id = self._fleet.store, self._context.get("machine_id")
-        if self._fleet.draining:
+        held = await store.driver.locks(machine_id) if machine_id else ()
+        return any(key == machine_id and owner != store.owner for key, owner, _ in held)
+
+    async def _closed(self) -> bool:
+        """True if this process stops, or another one runs the autoscaler, or a batch that this process hosts is done.
+
+        It is done if nothing is left, or if its budget is spent and no worker is there any more.
+        """
+        store, name = self._fleet.store, self._record.name
+        if self._fleet.draining or await self._elsewhere():
             return True
-        if machine_id:
-            held = await store.driver.locks(machine_id)
-            if any(key == machine_id and owner != store.owner for key, owner, _ in held):
-                return True  # this process stood still, or was cut off, for longer than its lease
-        if self._fleet.served or (await store.work.pool(self._record.name).counts()).left:
+        if self._fleet.served:
+            return False
+        if (await store.work.pool(name).counts()).left and not (self._context.get("ended") and not await self._crew()):
             return False
         return store.owner in await self._record.hosts()
+
+    async def _crew(self) -> int:
+        """The parallelism that is live or draining."""
+        live, _, draining = metrics.crew(await self._fleet.store.driver.metrics(self._record.name, time.time(), 0))
+        return live + draining
 
     def _settings(self) -> Settings:
         """Those of the context's `policy`; the defaults without one. Raises UsageError for what is none."""

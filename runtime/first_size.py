@@ -11,7 +11,7 @@ from flatfleet.runtime.dispatcher import autoscaler_of
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.notices import notices
 from flatfleet.runtime.owner import is_dead
-from flatfleet.runtime.policies import naming, schedule
+from flatfleet.runtime.policies import costs, naming, schedule
 from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.values import text
 
@@ -20,11 +20,12 @@ FOREVER = 1e9
 
 
 class Bounds(NamedTuple):
-    """The fewest and the most parallelism of a fleet that its policy allows now."""
+    """The fewest and the most parallelism of a fleet that its policy allows now; `why` where that is none for once."""
 
     fleet: str
     low: int
     high: int
+    why: str = ""
 
 
 async def serve(context: dict[str, Any], fleet: Fleet) -> Bounds | None:
@@ -51,6 +52,9 @@ async def serve(context: dict[str, Any], fleet: Fleet) -> Bounds | None:
         policy = theirs
     made = settings(policy)
     fleet.spot_wait = made.spot_wait if made.prefer_spot else None
+    spent = (await fleet.store.fleet(name).policy_state()).get("cost", {}).get("spent")
+    if why := costs.exhausted(made.cost, spent):
+        return Bounds(name, 0, 0, why)
     return Bounds(name, *schedule.bounds(made, schedule.overrides(made.schedule, now)))
 
 
@@ -60,8 +64,8 @@ def bounded(target: int, live: int, bounds: Bounds | None) -> int:
         return target
     fit = max(bounds.low, min(target, max(bounds.high, live)))
     if fit != target:
-        allowed = f"{bounds.low} to {bounds.high}"
-        notices.info("fleet %s begins with %s, not %s: its policy allows %s", bounds.fleet, fit, target, allowed)
+        why = bounds.why or f"its policy allows {bounds.low} to {bounds.high}"
+        notices.info("fleet %s begins with %s, not %s: %s", bounds.fleet, fit, target, why)
     return fit
 
 

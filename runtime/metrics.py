@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.policies.observation import Observation
@@ -12,15 +13,21 @@ from flatfleet.runtime.policies.settings import Settings
 from flatfleet.runtime.stores.buckets import KEPT, Activity, Bucket, merged, quantile
 from flatfleet.runtime.stores.store import Store
 
+Count = Callable[[Activity], Awaitable[int]]
 
-async def observe(store: Store, fleet: str, settings: Settings) -> Observation:
-    """Look at a fleet and its pool now. Raises StoreUnavailable.
+
+async def observe(store: Store, fleet: str, settings: Settings, spot: Count | None = None) -> Observation:
+    """Look at a fleet and its pool now; `spot` counts its workers on spot hosts, where there can be some. Raises
+    StoreUnavailable.
 
     Costs by the seconds of the window and the workers, whatever number of items there are.
     """
     driver, since = store.driver, time.time() - settings.metrics_window
     activity, target = await asyncio.gather(driver.metrics(fleet, since, KEPT), driver.target(fleet))
-    return observation(activity, target, settings.metrics_window)
+    seen = observation(activity, target, settings.metrics_window)
+    if settings.cost.per_item:
+        seen = replace(seen, completed=activity.counts.completed)
+    return seen if spot is None else replace(seen, spot=await spot(activity))
 
 
 def observation(

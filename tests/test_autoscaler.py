@@ -214,10 +214,12 @@ async def test_what_takes_longer_than_a_measurement_is_good_for_is_given_up(crew
 async def test_spot_workers_that_nobody_has_are_said_to_be_none(crew):
     await crew.push(3)
     decision = await crew.round(crew.context(prefer_spot=True))
-    assert (decision["outcome"], decision["capacity"]) == ("up", "spot")
+    assert (decision["outcome"], decision["capacity"]) == ("up", "on-demand")
     assert decision["note"].startswith("there are no spot workers here")
     crew.fleet.capabilities = frozenset({"spot"})
-    assert "note" not in await crew.round(crew.context(prefer_spot=True))
+    decision = await crew.round(crew.context(prefer_spot=True))
+    assert (decision["capacity"], decision["seen"]["spot"]) == ("spot", 0)
+    assert "note" not in decision
 
 
 async def test_it_ends_where_another_process_runs_it_by_now(crew):

@@ -312,8 +312,9 @@ def test_the_documents_have_every_key_and_examples_that_are_valid():
     table = page.partition("## Settings")[2].partition("## Presets")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(DEFAULTS)
-    first, second = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    first, prices, second = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
     assert validate(first["data"]["settings"]["fleet"]).slo == Slo(5, 0.95)
+    assert validate(prices).cost == Cost(0.4, 0.12, 0.002, 5, 200)
     assert len(validate(second).schedule) == 2
     assert faults({"mode": "slow"})[0] in page
 

@@ -489,8 +489,14 @@ TIMELINES = {
                           [(0, {"claimed": 9, "service_mean": 36.0}, 9),
                            (9, {"claimed": 90, "service_mean": 36.0}, 18, "cost")]),
     "cost as measured": ({"cost": {"cost_threshold": 10}}, [(0, {"claimed": 9, "cost_per_hour": 8.0}, 5, "cost")]),
-    "budget": ({"min": 0, "cost": {"budget": 10}}, [(0, {"claimed": 9, "spent": 9.9}, 9),
-                                                    (9, {"claimed": 9, "spent": 10.0}, 0, "cost")]),
+    "budget": ({"min": 2, "cost": {"budget": 10}}, [(0, {"claimed": 9, "spent": 9.9}, 9),
+                                                    (9, {"claimed": 9, "spent": 10.0}, 0, "cost"),
+                                                    (18, {"claimed": 9, "spent": 10.1}, 0, "cost"), (27, {"spent": 10.1}, 0)]),
+    "budget and a schedule": ({"cost": {"budget": 10}, "schedule": [{"cron": "* * * * *", "duration": 60, "target": 7}]},
+                              [(0, {"spent": 9.9}, 7), (9, {"spent": 10.0}, 0, "cost")]),
+    "budget after the flap budget": ({"flap_budget": 2, "cost": {"budget": 10}}, [(0, {"claimed": 9, "spent": 10.0}, 0)]),
+    "budget and a missing metric": ({"cost": {"budget": 10}}, [(0, {"waiting": None, "spent": 10.0}, 4, "missing"),
+                                                               (9, {"claimed": 4, "spent": 10.0}, 0)]),
 }  # fmt: skip
 
 
@@ -615,13 +621,22 @@ def test_a_hold_and_a_pause_leave_the_target_alone():
 
 
 def test_spot_falls_back_to_on_demand_after_a_wait_and_each_is_priced():
+    """Further workers cost what is asked for, those that run what they are: 2 on-demand and 2 spot, 10 of 20 an hour."""
     cost = {"per_worker_hour": 4, "per_spot_hour": 1, "cost_threshold": 20}
     s, state, found = settings({**FREE, "prefer_spot": True, "spot_wait": 60, "cost": cost}), {}, []
-    for at, live in ((0, 4), (10, 2), (69, 3), (70, 3), (80, 4)):
-        decision, state = decide(look(at, claimed=90, workers=live + 9, starting=9), s, state)
+    for at, starting in ((0, 0), (10, 2), (69, 1), (70, 1), (80, 0)):
+        decision, state = decide(look(at, claimed=90, starting=starting, spot=2), s, state)
         found.append((decision.data()["capacity"], decision.desired))
-    assert found == [("spot", 20), ("spot", 20), ("spot", 20), ("on-demand", 5), ("spot", 20)]
+    assert found == [("spot", 14), ("spot", 14), ("spot", 14), ("on-demand", 6), ("spot", 14)]
     assert "capacity" not in decide(look(), settings({}), {})[0].data()
+
+
+def test_where_there_can_be_no_spot_worker_all_are_on_demand_and_cost_as_much():
+    cost = {"per_worker_hour": 4, "per_spot_hour": 1, "cost_threshold": 20}
+    s = settings({**FREE, "prefer_spot": True, "spot_wait": 60, "cost": cost})
+    decision, state = decide(look(0, claimed=90, target=9, workers=4), s, {"short_since": T0 - 5})
+    assert (decision.capacity, decision.desired) == ("on-demand", 5)
+    assert "short_since" not in state
 
 
 # -- a scale-up that brings nothing ------------------------------------------------------------------------------------

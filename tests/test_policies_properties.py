@@ -42,6 +42,7 @@ def wishes(draw):
         "idle_terminate": draw(st.sampled_from([0, 30, 300])),
         "burst_capacity": draw(st.sampled_from([0, 0, 7])),
         "flap_budget": draw(st.none() | st.integers(2, 60)),
+        "cost": draw(st.sampled_from([{}, {}, {"per_worker_hour": 1, "budget": 10}])),
     }
 
 
@@ -63,19 +64,24 @@ def moments(draw):
         "startup": draw(st.none() | st.floats(0, 1e3)),
         "wait_mean": draw(SOME),
         "provider_faults": draw(SOME),
+        "spends": draw(st.sampled_from([0, 0, 1, 9])),
     }
 
 
 def course(s, events, state=None, target=None, hop=lambda state: state):
     """The decisions on a course of events, each with the state before it; every decision is carried out."""
-    at, state, target = 1_700_000_000.0, state or {}, s.min if target is None else target
+    at, state, target, spent = 1_700_000_000.0, state or {}, s.min if target is None else target, 0.0
     for event in events:
-        seen = {name: value for name, value in event.items() if name not in ("age", "after")}
-        at += event["after"]
-        o = Observation(at=at, workers=target, target=target, measured=at - event["age"], **seen)
+        seen = {name: value for name, value in event.items() if name not in ("age", "after", "spends")}
+        at, spent = at + event["after"], spent + event.get("spends", 0)
+        o = Observation(at=at, workers=target, target=target, measured=at - event["age"], spent=spent, **seen)
         decision, after = decide(o, s, hop(state))
         yield decision, state
         state, target = after, decision.desired
+
+
+def spent(decision, s):
+    return s.cost.budget is not None and decision.seen.spent >= s.cost.budget
 
 
 COURSES = st.lists(moments(), min_size=1, max_size=20)
@@ -84,9 +90,12 @@ COURSES = st.lists(moments(), min_size=1, max_size=20)
 @FEW
 @given(wishes(), COURSES)
 def test_never_outside_min_and_max_and_the_burst(wish, events):
+    """But for a fleet whose budget is spent: it has no worker, as soon as the demand is known."""
     s = settings(wish)
     for decision, _ in course(s, events):
-        assert s.min <= decision.desired <= s.max + s.burst_capacity
+        broke = spent(decision, s)
+        assert (0 if broke else s.min) <= decision.desired <= s.max + s.burst_capacity
+        assert not decision.desired or not broke or decision.seen.missing(s.stale_after)
 
 
 @FEW
@@ -105,7 +114,8 @@ def test_starts_and_stops_within_the_flap_budget_of_any_hour(wish, events, step)
     s = settings(wish)
     moves = []
     for decision, _ in course(s, [{**event, "after": step} for event in events] * 3):
-        moves.append((decision.seen.at, abs(decision.desired - decision.current)))
+        if not spent(decision, s):
+            moves.append((decision.seen.at, abs(decision.desired - decision.current)))
     for at, _ in moves:
         assert sum(many for then, many in moves if at - 3600 < then <= at) <= s.flaps
 
@@ -115,15 +125,17 @@ def test_starts_and_stops_within_the_flap_budget_of_any_hour(wish, events, step)
 def test_a_fleet_of_none_with_work_has_a_worker_at_once(wish, events):
     s = replace(settings(wish), min=0)
     for decision, _ in course(s, events):
-        if decision.current == 0 and decision.seen.demand and not decision.seen.missing(s.stale_after):
+        lacks = decision.current == 0 and decision.seen.demand and not decision.seen.missing(s.stale_after)
+        if lacks and not spent(decision, s):
             assert decision.desired >= 1
 
 
 @FEW
 @given(wishes(), COURSES)
 def test_no_fleet_is_emptied_while_there_is_demand(wish, events):
-    for decision, _ in course(settings(wish), events):
-        if decision.seen.demand and decision.current:
+    s = settings(wish)
+    for decision, _ in course(s, events):
+        if decision.seen.demand and decision.current and not spent(decision, s):
             assert decision.desired >= 1
 
 
@@ -189,7 +201,7 @@ def _free(mode, most, predictor="learned"):
 @example(_free(["latency", "predictive"], 3, "seasonal"), 0, 1.0, 2.0, None)
 def test_constant_demand_comes_to_a_constant_target(wish, waiting, rate, service, startup):
     """After the windows, the cooldowns and a start and a stop one by one are over, nothing moves any more."""
-    s = replace(settings(wish), burst_capacity=0, flap_budget=None)
+    s = replace(settings({**wish, "cost": {}}), burst_capacity=0, flap_budget=None)
     event = {"waiting": waiting, "claimed": 3, "expired": 0, "age": 0, "after": 30, "arrival_rate": rate,
              "arrival_cv2": 1.0, "service_mean": service, "service_cv2": 1.0, "utilisation": 0.6,
              "startup": startup}  # fmt: skip

@@ -37,7 +37,7 @@ SIX = [(1, 10), (2, 10), (3, 12), (20, 15), (28, 10), (31, 2)]
 class Scripted:
     """Decides every 10 s what it was told to, in the end the last of it for ever."""
 
-    name, interval, window, per_item = "scripted", 10.0, 60.0, 0.5
+    name, interval, window, per_item, prefers_spot = "scripted", 10.0, 60.0, 0.5, False
 
     def __init__(self, *targets: int, price: float | None = None) -> None:
         self.initial, self.price = targets[0], price

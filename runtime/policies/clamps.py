@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flatfleet.runtime.policies import effect, memory
+from flatfleet.runtime.policies import costs, effect, memory
 from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.schedule import Override
 from flatfleet.runtime.policies.settings import Settings
@@ -58,13 +58,20 @@ class Case:
         found = self.scheduled.get("target") or self.scheduled.get("max")
         return found.value if found else self.s.max
 
+    @property
+    def broke(self) -> str:
+        """Why nothing more may be spent; empty where something may."""
+        return costs.exhausted(self.s.cost, self.o.spent)
+
     def limits(self) -> tuple[int, int]:
-        """Where the number has to be in the end: min, max, schedule, burst and cost together."""
+        """Where the number has to be in the end: min, max, schedule, burst and cost together. A spent budget is above all."""
+        if self.broke:
+            return 0, 0
         low, high = self.s.min, self.highest + (self.s.burst_capacity if self.burst else 0)
         if found := self.scheduled.get("target"):
             return found.value, found.value
         low = min(self.scheduled["min"].value if "min" in self.scheduled else low, high)
-        cap = affordable(self)
+        cap = costs.affordable(self.o, self.s, self.capacity)
         return low, high if cap is None else max(low, min(high, cap[0]))
 
 
@@ -75,28 +82,6 @@ def steps(rates: Iterable[int | str], current: int) -> int:
     """The largest step that one of the rates allows: workers, or a part of the current ones such as '50%', at least 1."""
     shares = (each if isinstance(each, int) else math.ceil(current * int(each[:-1]) / 100) for each in rates)
     return max([1, *shares])
-
-
-def affordable(case: Case) -> tuple[int, str] | None:
-    """The most workers that the cost caps allow, and why; None where there is no cap, or no price.
-
-    A busy worker costs its hour and the items that it does in one.
-    """
-    o, cost = case.o, case.s.cost
-    if cost.budget is not None and o.spent is not None and o.spent >= cost.budget:
-        return 0, f"budget = {cost.budget:g}, and {o.spent:.4g} are spent"
-    if cost.cost_threshold is None:
-        return None
-    price = cost.per_spot_hour if case.capacity == "spot" else cost.per_worker_hour
-    if price is None:
-        price = cost.per_worker_hour
-    if price is None and o.cost_per_hour is not None and o.workers + o.draining:
-        price = o.cost_per_hour / (o.workers + o.draining)
-    price = (price or 0.0) + (cost.per_item * 3600 / o.service_mean if o.service_mean else 0.0)
-    if price <= 0 or cost.cost_threshold / price > 1e9:
-        return None
-    most = math.floor(cost.cost_threshold / price + 1e-9)
-    return most, f"cost_threshold = {cost.cost_threshold:g}/h at {price:.4g} a worker"
 
 
 # -- the clamps --------------------------------------------------------------------------------------------------------
@@ -192,7 +177,7 @@ def _effect(value: float, case: Case) -> Answer:
 
 
 def _cost(value: float, case: Case) -> Answer:
-    found = affordable(case)
+    found = costs.affordable(case.o, case.s, case.capacity)
     return (value, "") if found is None else (min(value, found[0]), found[1])
 
 
@@ -211,7 +196,7 @@ def _flap_budget(value: float, case: Case) -> Answer:
 
 def _limits(value: float, case: Case) -> Answer:
     low, high = case.limits()
-    return max(low, min(high, value)), f"it has to be within {low} to {high}"
+    return max(low, min(high, value)), case.broke or f"it has to be within {low} to {high}"
 
 
 def _missing(value: float, case: Case) -> Answer:

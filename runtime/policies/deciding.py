@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from flatfleet.runtime.policies import (
     clamps,
+    costs,
     effect,
     fixed,
     latency,
@@ -67,6 +68,11 @@ class Decision:
         return self.case.capacity
 
     @property
+    def broke(self) -> str:
+        """Why there is none left, where that is because the budget is spent."""
+        return "" if self.desired else self.case.broke
+
+    @property
     def clamps(self) -> tuple[Clamp, ...]:
         return tuple(each._replace(binds=each.name == self.bound_by) for each in self.passed)
 
@@ -105,7 +111,9 @@ class Decision:
             "reason": self.reason,
             "counterfactual": self.counterfactual,
         }
-        return found | ({"capacity": self.capacity} if self.capacity else {})
+        said = self.case.s.cost._asdict()
+        cost = {name: said[name] for name in said if said[name] is not None and (said[name] or name != "per_item")}
+        return found | ({"capacity": self.capacity} if self.capacity else {}) | ({"cost": cost} if cost else {})
 
     @functools.cached_property
     def _bound(self) -> tuple[str | None, str | None]:
@@ -164,7 +172,7 @@ def decide(o: Observation, s: Settings, state: Mapping[str, Any]) -> tuple[Decis
         effect.begin(kept, o, desired, o.target)
     if desired != o.target:
         low, high = schedule.bounds(s, scheduled)
-        outside = max(0, o.target - high - s.burst_capacity, low - o.target)
+        outside = o.target if case.broke else max(0, o.target - high - s.burst_capacity, low - o.target)
         memory.changed(kept, abs(desired - o.target) - outside)
     return Decision(o, wants, raw, desired, case, passed), kept
 
@@ -215,10 +223,11 @@ def _burst(kept: dict[str, Any], o: Observation, s: Settings, missing: str | Non
 
 
 def _capacity(kept: dict[str, Any], o: Observation, s: Settings) -> str | None:
-    """What to ask for: spot, unless workers have been wanting for `spot_wait` seconds."""
+    """What to ask for: spot, unless there can be none, or workers have been wanting for `spot_wait` seconds."""
     if not s.prefer_spot:
         return None
-    if o.workers - o.starting >= o.target:
+    if o.spot is None or o.workers - o.starting >= o.target:
         kept.pop("short_since", None)
-        return "spot"
-    return "spot" if kept["at"] - kept.setdefault("short_since", kept["at"]) < s.spot_wait else "on-demand"
+        return costs.ON_DEMAND if o.spot is None else costs.SPOT
+    short = kept["at"] - kept.setdefault("short_since", kept["at"])
+    return costs.SPOT if short < s.spot_wait else costs.ON_DEMAND

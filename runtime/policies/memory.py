@@ -15,10 +15,13 @@ _BACK = 60.0
 
 
 def begin(state: Mapping[str, Any], at: float) -> dict[str, Any]:
-    """A copy of the state to work on. One of another version, or from the future by a minute, loses its windows."""
+    """A copy of the state to work on. One of another version, or from the future by a minute, loses its windows.
+
+    What people have ordered stays, and what was spent.
+    """
     fresh = {"version": VERSION, "at": at, "policies": {}, "up": [], "down": [], "changes": []}
     if state.get("version") != VERSION or state.get("at", at) > at + _BACK:
-        return fresh | {name: state[name] for name in ("paused", "hold_until") if name in state}
+        return fresh | {name: state[name] for name in ("paused", "hold_until", "cost") if name in state}
     memory = {name: _copied(value) for name, value in state.items()}
     return fresh | memory | {"at": max(at, memory.get("at", at))}
 

@@ -57,8 +57,14 @@ class Observation:
     """Attempts that ended by a provider's fault: too many requests, an error of its own, no answer in time. Per second."""
     measured: float | None = None
     """When the demand was measured; None where it was not."""
+    spot: int | None = None
+    """Of `workers` and `draining`, what runs on spot hosts; None where there can be none, or nobody prefers them."""
+    completed: int | None = None
+    """Items of the pool that are done; measured where an item has a price."""
     cost_per_hour: float | None = None
+    """What the workers cost, and, while there are some, the items at the present throughput."""
     spent: float | None = None
+    """Since the fleet's first decision."""
 
     def __post_init__(self) -> None:
         for name in _FLOATS:

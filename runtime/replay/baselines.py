@@ -20,6 +20,7 @@ class _Baseline:
     interval: float | None = None
     window: float | None = None
     per_item = 0.0
+    prefers_spot = False
 
     def __init__(self, name: str, price: float | None = None) -> None:
         self.name, self.price = name, price

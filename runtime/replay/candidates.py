@@ -26,7 +26,7 @@ class Production:
         self.interval: float | None = settings.interval
         self.window: float | None = settings.metrics_window
         self.initial = settings.min if settings.workers is None else settings.workers
-        self.per_item = settings.cost.per_item
+        self.per_item, self.prefers_spot = settings.cost.per_item, settings.prefer_spot
         self.state: dict[str, Any] = {}
         self.last: Decision | None = None
 

@@ -32,6 +32,8 @@ class Candidate(Protocol):
     """Seconds that `Fleet.observe` measures over; None: it does not observe."""
     per_item: float
     """What an item costs beside the worker's hour."""
+    prefers_spot: bool
+    """Whether its workers are spot workers, but for the safe ones."""
 
     def decide(self, at: float, fleet: Fleet) -> int:
         """The target from now on."""

@@ -80,6 +80,11 @@ class Crew:
         """Whether an item waits or is in hand."""
         return bool(self.queue or self.claimed)
 
+    @property
+    def spot(self) -> int:
+        """Of `workers` and `draining`, those that can be lost, or are, and nobody knows."""
+        return sum(not terms.safe for _, terms in self._alive.values()) + len(self._gone) - len(self._written_off)
+
     def cost_per_hour(self) -> float | None:
         return sum(terms.price or 0.0 for _, terms in self._alive.values()) if self._priced else None
 

@@ -60,6 +60,7 @@ class Fleet(Crew):
             oldest_wait=at - self.queue[0][0] if waiting else None,
             utilisation=min(1.0, (claimed - self.draining) / workers) if workers else None,
             idle=at - self._demand_at,
+            spot=self.spot if self.candidate.prefers_spot else None,
             cost_per_hour=self.cost_per_hour(),
             spent=self.spent(at),
             **self.windows.measure(at),
