@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +29,9 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         )
     terminal.log_to_stderr(options.verbose)
     await parts.fleet.recover()
-    left = functools.partial(unserved, store, pool.name, parts.fleet.capabilities)
-    progress = Progress(pool, parts.engine, options.json, left, parts.fleet)
+    progress = Progress(
+        pool, parts.engine, options.json, lambda: unserved(store, pool.name, parts.fleet.offers), parts.fleet
+    )
     dispatcher = Dispatcher(store, parts.engine)
     sent: list[str] = []
 
@@ -67,7 +67,7 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         interrupted=session.interrupted,
         handed_back=session.handed_back,
         drained=await drained(store, pool.name, counts, parts.engine.owners()),
-        unserved=await left(),
+        unserved=await unserved(store, pool.name, parts.fleet.offers),
     )
     if options.json:
         told = messages.report(store, fleet, "".join(sent), message, [store.owner], decision)

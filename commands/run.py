@@ -124,7 +124,7 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
     machine = parts.machine(options.bundle, str(source.parent if source else Path.cwd()), name)
     settings = options.defaults | {name: value for name, value in options.inputs.items() if value is not None}
     pool = parts.store.work.pool(settings["pool"]) if settings.get("pool") else None
-    left = functools.partial(unserved, parts.store, pool.name, parts.fleet.capabilities) if pool else None
+    left = (lambda: unserved(parts.store, pool.name, parts.fleet.offers)) if pool else None
     progress = Progress(pool, parts.engine, options.json, left, parts.fleet)
     dispatcher = Dispatcher(parts.store, parts.engine)
     named = functools.partial(parts.engine.run_named, machine) if name else None

@@ -69,10 +69,11 @@ class Autoscaler:
 
     async def _look(self) -> Observation:
         fleet, context, s = self._fleet, self._context, self._settings()
+        fleet.spot_wait = s.spot_wait if s.prefer_spot else None
         known: dict[str, bool] = context.setdefault("spot_hosts", {})
         counts = functools.partial(spending.spot, fleet, self._record.name, known=known)
         return await metrics.observe(
-            fleet.store, self._record.name, s, counts if s.prefer_spot and fleet.has_spot else None
+            fleet.store, self._record.name, s, counts if s.prefer_spot and routing.SPOT in fleet.offers else None
         )
 
     async def _settle(self) -> None:
@@ -94,7 +95,7 @@ class Autoscaler:
     async def _servable(self, o: Observation) -> Observation:
         """Without the items that require what this process does not offer: more workers of its would not serve them."""
         needs = await self._fleet.store.driver.requirements(self._record.name)
-        foreign = sum(routing.missing(needs, [self._fleet.capabilities]).values())
+        foreign = sum(routing.missing(needs, [self._fleet.offers]).values())
         if not foreign or o.waiting is None:
             return o
         waiting = max(0, min(o.waiting, o.waiting + (o.delayed or 0) - foreign))
@@ -127,8 +128,8 @@ class Autoscaler:
             notes.append(said)
         if notes:
             data["note"] = "; ".join(notes)
-        short = not o.missing(s.stale_after) and o.workers < decision.desired and o.workers < (o.demand or 0)
-        data["sent"] = decision.outcome != "hold" or short
+        due = decision.desired if self._fleet.served else min(decision.desired, o.demand or 0)
+        data["sent"] = decision.outcome != "hold" or (not o.missing(s.stale_after) and o.workers < due)
         context.update(decision=data, state=kept, sends=data["sent"], broke=decision.broke)
         return context
 

@@ -16,7 +16,7 @@ from flatfleet.runtime.heart import POLL, SELDOM, TOPIC, Heart
 from flatfleet.runtime.lease import Lease
 from flatfleet.runtime.lounge import Lounge
 from flatfleet.runtime.owner import is_dead
-from flatfleet.runtime.routing import SPOT
+from flatfleet.runtime.policies.costs import ON_DEMAND, SPOT
 from flatfleet.runtime.stores.keys import check_capabilities
 from flatfleet.runtime.stores.records import LIVE_WORKER, Claim
 from flatfleet.runtime.stores.store import Store
@@ -63,9 +63,9 @@ class Fleet:
             return await in_daemon(function)
 
     @property
-    def has_spot(self) -> bool:
-        """Whether workers that are launched here can be spot workers."""
-        return self.places_spot or SPOT in self.capabilities
+    def offers(self) -> frozenset[str]:
+        """The capabilities that workers launched here may have."""
+        return self.capabilities | ({SPOT, ON_DEMAND} if self.places_spot and self.spot_wait is not None else set())
 
     # -- leases ----------------------------------------------------------------------------------------------------
 

@@ -13,15 +13,12 @@ from typing import Any
 from flatfleet.runtime import scaling
 from flatfleet.runtime.errors import did_you_mean
 from flatfleet.runtime.owner import is_dead
+from flatfleet.runtime.policies.costs import ON_DEMAND, SPOT
 from flatfleet.runtime.stores.keys import check_capabilities
 from flatfleet.runtime.stores.records import LIVE_WORKER
 
 __all__ = ["ON_DEMAND", "SPOT", "Unserved", "among", "check_capabilities", "missing", "offers", "told", "unserved"]
 
-SPOT = "spot"
-"""The capability of a host that may be taken away at any time, and costs less."""
-ON_DEMAND = "on-demand"
-"""The capability of a host that stays, where others are spot."""
 SHOWN = 5
 """Sets of capabilities that are named at most."""
 

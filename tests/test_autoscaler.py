@@ -150,6 +150,15 @@ async def test_workers_that_are_missing_are_asked_for_again(crew):
     assert [message["target"] for message in await crew.sent()] == [3]
 
 
+async def test_a_service_is_kept_at_its_least_though_nobody_wants_its_workers_and_a_batch_is_not(crew):
+    crew.fleet.served = True
+    await crew.record.set_target(2)
+    decision = await crew.round(crew.context(min=2))
+    assert (decision["outcome"], decision["desired"], decision["sent"]) == ("hold", 2, True)
+    crew.fleet.served = False
+    assert not (await crew.round(crew.context(min=2)))["sent"]
+
+
 async def test_what_is_remembered_survives_a_restart(crew):
     await crew.push(3)
     await crew.round(crew.context(cooldown_period=60))

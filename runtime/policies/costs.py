@@ -11,7 +11,7 @@ from flatfleet.runtime.policies.observation import Observation
 from flatfleet.runtime.policies.settings import Cost, Settings
 
 SPOT, ON_DEMAND = "spot", "on-demand"
-"""What can be asked for."""
+"""What can be asked for, and the capability that says it: a host that may be taken away at any time, and one that stays."""
 NEARLY = 0.8
 """The part of a budget from which on a decision says how much of it is spent."""
 
