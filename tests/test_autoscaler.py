@@ -402,6 +402,21 @@ async def test_a_policy_is_a_preset_a_file_or_settings(crew, tmp_path):
     assert crew.fleet.served
 
 
+async def test_where_the_engine_finds_spot_nodes_workers_may_be_of_either_kind_as_the_policy_prefers(crew):
+    crew.fleet.capabilities = frozenset({"gpu"})
+    crew.fleet.places_spot = True
+    await first_size.serve({"policy": {"min": 1}}, crew.fleet)
+    assert (crew.fleet.spot_wait, crew.fleet.offers) == (None, {"gpu"})
+    await first_size.serve({"policy": {"prefer_spot": True, "spot_wait": "30s"}}, crew.fleet)
+    assert (crew.fleet.spot_wait, crew.fleet.offers) == (30, {"gpu", "spot", "on-demand"})
+    crew.fleet.places_spot = False
+    assert crew.fleet.offers == {"gpu"}
+    crew.fleet.places_spot, crew.fleet.spot_wait = True, None  # another process, which has taken the autoscaler up
+    await crew.pool.push_many([crew.pool.new({}, requires=["on-demand"])])
+    decision = await crew.round(crew.context(prefer_spot=True, spot_wait=30))
+    assert (crew.fleet.spot_wait, decision["seen"]["waiting"], decision["seen"]["spot"]) == (30, 1, 0)
+
+
 async def test_without_a_policy_nothing_changes(crew):
     context = {"policy": None, "idle_timeout": 300}
     assert await first_size.serve(context, crew.fleet) is None

@@ -84,7 +84,7 @@ class RayHost:
     async def start(self) -> None:
         folder = str(Path.cwd())
         try:
-            await joined(self._address)
+            await joined(self._address, alone=not self._setup.url.startswith("ray:"))
             errors = (await in_caller(ray_module)).exceptions
             self._died, self._away = errors.RayActorError, errors.ActorUnavailableError
             try:
@@ -119,7 +119,14 @@ class RayHost:
         return wait is not None
 
     async def _placed(self, placement: Placement, patience: float = math.inf) -> bool:
-        """Wait until an actor has a process, so many seconds at most; what it waits for is to be seen meanwhile."""
+        """Wait until an actor has a process, so many seconds at most; what it waits for is to be seen meanwhile.
+
+        Bound to this machine's node it does not wait for what that does not offer: EngineError, if it has no other choice.
+        """
+        if placement.here and (lacking := await in_caller(placement.lacking)):
+            if patience < math.inf:
+                return False
+            raise EngineError(f"{self.id} did not start: {lacking}")
         self._actor = await in_caller(functools.partial(_actor, placement))
         pinged = asyncio.ensure_future(_answer(self._actor.ping.remote()))
         ends = time.monotonic() + patience
@@ -128,18 +135,12 @@ class RayHost:
                 if time.monotonic() >= ends:
                     self.kill()
                     return False
-                self._about = {"pending": await self._lacking(placement, ends - time.monotonic())}
+                waits = functools.partial(placement.pending, ends - time.monotonic())
+                self._about = {"pending": await in_caller(waits)}
             await pinged
             return True
         finally:
             pinged.cancel()
-
-    async def _lacking(self, placement: Placement, left: float) -> str:
-        lacking = await in_caller(placement.lacking)
-        if lacking and left == math.inf:
-            placement.warn(lacking)
-        why = lacking or "Ray has not placed it yet: the nodes that could run it are busy"
-        return why if left == math.inf else f"{why}; in {max(0.0, left):.0f} s it takes any other"
 
     async def _live(self) -> None:
         """Hear the actor until it has died."""

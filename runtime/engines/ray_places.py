@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -77,6 +78,14 @@ class Placement:
         if self.here:
             return f"this machine's node does not offer {names}, and the store is a file of this machine: take redis:// or ray:"
         return f"no node of the Ray cluster offers {names}: it waits until one does (ray start --resources='{{…}}')"
+
+    def pending(self, left: float) -> str:
+        """What a host waits for, that will wait for it so many seconds more; said once if that is for ever. Blocks."""
+        lacking = self.lacking()
+        if lacking and left == math.inf:
+            self.warn(lacking)
+        why = lacking or "Ray has not placed it yet: the nodes that could run it are busy"
+        return why if left == math.inf else f"{why}; in {max(0.0, left):.0f} s it takes any other"
 
     def warn(self, reason: str) -> None:
         """Say it once, however many hosts wait."""

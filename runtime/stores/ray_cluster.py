@@ -44,13 +44,14 @@ def check_installed(what: str) -> None:
         raise StoreUrlError(f"{what} needs Ray, which is not installed here: pip install 'flatfleet[ray]'")
 
 
-def join(address: str | None, *, record: bool = True) -> Future[str]:
+def join(address: str | None, *, record: bool = True, alone: bool = False) -> Future[str]:
     """Join the cluster at `host:port`, or the one to be found from here; the future has its address.
 
     None: RAY_ADDRESS; else what `ray start` has started here; else the cluster that another of our processes has; else a
-    new one, which ends with this process. `record` lets others find that one. It fails with StoreUnavailable.
+    new one, which ends with this process. `record` lets others find that one; `alone` does without the one of another
+    process, which would end with that. It fails with StoreUnavailable.
     """
-    return _caller().submit(lambda: _join(address, record))
+    return _caller().submit(lambda: _join(address, record, alone))
 
 
 def begin(**options: Any) -> Future[str]:
@@ -58,12 +59,12 @@ def begin(**options: Any) -> Future[str]:
     return _caller().submit(lambda: _begin(options))
 
 
-async def joined(address: str | None, *, record: bool = True) -> str:
+async def joined(address: str | None, *, record: bool = True, alone: bool = False) -> str:
     """Wait until this process is in the cluster (`join`); StoreUnavailable if that takes longer than JOIN, or START."""
     _check_free()
     named = address or os.environ.get("RAY_ADDRESS")
     patience = JOIN if named else START
-    asked = join(address, record=record)
+    asked = join(address, record=record, alone=alone)
     try:
         return await asyncio.wait_for(asyncio.wrap_future(asked), patience)
     except TimeoutError:
@@ -148,7 +149,7 @@ def lost() -> tuple[type[BaseException], ...]:
     return errors.RayActorError, errors.RaySystemError, errors.GetTimeoutError, errors.ObjectLostError
 
 
-def _join(address: str | None, record: bool) -> str:
+def _join(address: str | None, record: bool, alone: bool) -> str:
     ray = ray_module()
     if ray.is_initialized():
         here = str(ray.get_runtime_context().gcs_address)
@@ -158,6 +159,8 @@ def _join(address: str | None, record: bool) -> str:
     found = address or os.environ.get("RAY_ADDRESS") or started_by_ray()
     if found and found not in ("auto", "local"):
         return _enter(found)
+    if alone:
+        return _start()
     with recorded(record) as ours:
         return _enter(ours) if ours else _start()
 
