@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import inspect
 import os
@@ -17,11 +18,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flatfleet.runtime.errors import LeaseLost, StoreUnavailable, StoreUrlError, WorkerConflict
-from flatfleet.runtime.stores import open_store, ray_address, ray_keeper
+from flatfleet.runtime.stores import open_store, ray_address, ray_cluster, ray_keeper
 from flatfleet.runtime.stores.bell import heard
 from flatfleet.runtime.stores.ray import RayDriver
 from flatfleet.runtime.stores.ray_url import RayUrl
@@ -214,6 +216,20 @@ def test_what_speaks_http_2_may_be_ray():
         thread.start()
         ray_address.greet(f"127.0.0.1:{other.getsockname()[1]}")
         thread.join()
+
+
+def test_an_engine_alone_does_not_depend_on_the_cluster_of_another_process(monkeypatch):
+    """That ends with whoever began it; what stands by itself, or was named, is joined all the same."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster, "ray_module", lambda: SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr(ray_cluster, "recorded", lambda record: contextlib.nullcontext("of another:1"))
+    monkeypatch.setattr(ray_cluster, "started_by_ray", lambda: None)
+    monkeypatch.setattr(ray_cluster, "_enter", lambda address: address)
+    monkeypatch.setattr(ray_cluster, "_start", lambda: "own:1")
+    assert [ray_cluster._join(None, True, alone) for alone in (False, True)] == ["of another:1", "own:1"]
+    monkeypatch.setattr(ray_cluster, "started_by_ray", lambda: "stands:1")
+    assert ray_cluster._join(None, True, True) == "stands:1"
+    assert ray_cluster._join("named:1", True, True) == "named:1"
 
 
 @pytest.mark.slow
