@@ -22,7 +22,7 @@ from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.replay import decisions as log
 from jsonschema import Draft7Validator
 
-SOON = 10.0
+SOON = 30.0
 """Seconds after which a test gives up; nothing takes as long where all is well."""
 DECISION = Draft7Validator(
     json.loads(resources.files("flatfleet.schemas").joinpath("policy-decision.schema.json").read_text("utf-8"))

@@ -19,7 +19,7 @@ from flatfleet.runtime.blocking import Broker
 from flatfleet.runtime.errors import BrokerClosed, LeaseLost, StoreUrlError, UsageError
 from flatfleet.runtime.stores import open_store
 
-SOON = 10.0
+SOON = 30.0
 """Seconds after which a test gives up; nothing takes as long where all is well."""
 
 

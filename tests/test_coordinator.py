@@ -14,7 +14,7 @@ from flatfleet.runtime import bundle
 from flatfleet.runtime.errors import LeaseLost, UsageError
 from flatfleet.runtime.stores.store import Pool
 
-SOON = 10.0
+SOON = 30.0
 """Seconds after which a test gives up; nothing takes as long where all is well."""
 
 START = {"action": "work", "hooks": "test", "transitions": [{"to": "done"}]}

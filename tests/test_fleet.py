@@ -14,7 +14,7 @@ from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
 from flatfleet.runtime.stores.records import Counts
 from flatmachines import WorkerRegistration
 
-SOON = 5.0
+SOON = 30.0
 """Seconds after which a test gives up; nothing takes as long where all is well."""
 
 

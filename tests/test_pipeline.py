@@ -13,7 +13,7 @@ from flatfleet.runtime import bundle, lists, overview, reports, stages
 from flatfleet.runtime.errors import BundleError, ChildFailed, LeaseLost, SourceError, UsageError
 from flatfleet.runtime.stores.store import Pool
 
-SOON = 10.0
+SOON = 30.0
 """Seconds after which a test gives up; nothing takes as long where all is well."""
 
 

@@ -22,7 +22,7 @@ from flatmachines import WorkerRegistration
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = str(ROOT / "machines/launcher.yml")
-SOON = 5.0
+SOON = 30.0
 DEAD = f"{machine()}/999999999/1"
 
 TASK = """\

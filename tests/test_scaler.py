@@ -23,7 +23,7 @@ from flatfleet.runtime.stores.store import Registration
 from flatmachines import WorkerRegistration
 from jsonschema import Draft7Validator
 
-SOON = 10.0
+SOON = 30.0
 """Seconds after which a test gives up; nothing takes as long where all is well."""
 CHANNEL = "fleet/p/scale"
 DECISION = Draft7Validator(

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 LAUNCHER = str(ROOT / "machines/launcher.yml")
 PATIENCE = 60.0
-SOON = 6.0
+SOON = 30.0
 """Seconds after a verb has ended within which `status` shows what it did: one, and what a busy machine takes to say so."""
 
 TASK = """\
