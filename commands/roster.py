@@ -10,7 +10,7 @@ from typing import Any
 
 from flatfleet.commands.durations import span
 from flatfleet.commands.terminal import plain
-from flatfleet.runtime.owner import is_dead
+from flatfleet.runtime.owner import is_dead, place_of
 from flatfleet.runtime.stores.records import LIVE_WORKER, SCREEN_WORKER
 
 _ORDER = ("draining", "active", "lost", "terminated")
@@ -80,5 +80,5 @@ def _row(worker: Any, dead: Any, now: float) -> dict[str, Any]:
 
 def process(owner: str) -> dict[str, Any]:
     """The host and the pid in a process's identity (runtime/owner.py)."""
-    place, _, pid = owner.rpartition("/")[0].rpartition("/")
-    return {"host": (place or owner).partition("~")[0], "pid": int(pid) if pid.isdigit() else None, "owner": owner}
+    host, pid = place_of(owner)
+    return {"host": host, "pid": pid, "owner": owner}

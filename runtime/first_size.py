@@ -10,7 +10,7 @@ from flatfleet.runtime import fleet_settings
 from flatfleet.runtime.dispatcher import autoscaler_of
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.notices import notices
-from flatfleet.runtime.owner import is_dead
+from flatfleet.runtime.owner import is_dead, place_of
 from flatfleet.runtime.policies import costs, naming, schedule
 from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.values import text
@@ -44,7 +44,7 @@ async def serve(context: dict[str, Any], fleet: Fleet) -> Bounds | None:
     if running is not None:
         owner, theirs = running
         if naming.label(theirs) != naming.label(policy):
-            pid, host = owner.split("/")[-2], owner.partition("~")[0]
+            host, pid = place_of(owner)
             notices.warning(
                 "fleet %s is scaled by the policy of pid %s on %s (%s); yours (%s) is not used while that one runs",
                 *(name, pid, host, naming.label(theirs), naming.label(policy)),

@@ -22,14 +22,37 @@ def machine() -> str:
     return f"{socket.gethostname()}~{boot}~{space}"
 
 
+_above: dict[int, str] = {}
+"""By process: the owner of the one that it ends with, where it works for another."""
+
+
+def works_for(owner: str) -> None:
+    """This process ends when that one does, and counts as dead from then on, however long its end takes."""
+    _above[os.getpid()] = owner
+
+
 def this_process() -> str:
-    """`{machine}/{pid}/{start time}`: no other process, past or future, has the same."""
+    """`{machine}/{pid}/{start time}`: no other process, past or future, has the same. Behind `|`, who it works for."""
     pid = os.getpid()
-    return f"{machine()}/{pid}/{_started(pid)}"
+    own = f"{machine()}/{pid}/{_started(pid)}"
+    return f"{own}|{_above[pid]}" if pid in _above else own
+
+
+def place_of(owner: str) -> tuple[str, int | None]:
+    """The host name in an owner, and the process id, if it is one of ours."""
+    place, _, pid = owner.partition("|")[0].rpartition("/")[0].rpartition("/")
+    return (place or owner).partition("~")[0], int(pid) if pid.isdigit() else None
 
 
 def is_dead(owner: str) -> bool:
-    """True if `owner` is a process of this machine that has ended; False where that cannot be known from here."""
+    """True if `owner`, or who it works for, is a process of this machine that has ended.
+
+    False where that cannot be known from here.
+    """
+    return any(map(_ended, owner.split("|")))
+
+
+def _ended(owner: str) -> bool:
     place, _, rest = owner.rpartition("/")
     place, _, pid = place.rpartition("/")
     return place == machine() and pid.isdigit() and _started(int(pid)) != rest

@@ -30,7 +30,7 @@ def test_a_module_that_fails_is_named_with_its_line(
     with pytest.raises(UsageError, match=about + told):
         hosting.named("my_fleet_1:compose")
     with pytest.raises(UsageError, match=about + told):
-        hosting.compose(Setup("memory:", 60.0, (), compose="my_fleet_1:compose"))
+        hosting.compose(Setup("memory:", 60.0, "", compose="my_fleet_1:compose"))
 
 
 @pytest.mark.parametrize("name", ["no_such_module_of_mine:compose", "json:no_such_name", "json", "", ":x"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 import yaml
-from flatfleet.runtime import bundle
+from flatfleet.runtime import bundle, owner
 from flatfleet.runtime.errors import LeaseLost, StoreUnavailable
 from flatfleet.runtime.stores.records import Counts
 from flatmachines import WorkerRegistration
@@ -553,3 +555,14 @@ async def test_a_process_that_comes_late_does_not_mark_its_own_workers_lost(any_
     assert late.fleet.workers == {"w1": "active"}
     await asyncio.sleep(0.02)
     assert await any_kit.fleet.recover() == (0, ["w1"])
+
+
+def test_who_works_for_a_dead_process_is_dead_and_who_works_elsewhere_may_live():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    above = f"{owner.machine()}/{child.pid}/{owner._started(child.pid)}"
+    alone, below = owner.this_process(), f"{owner.this_process()}|{above}"
+    assert not any(map(owner.is_dead, (alone, above, below, f"{alone}|elsewhere~0~0/1/2", f"{alone}|")))
+    assert owner.place_of(below) == owner.place_of(alone) == (socket.gethostname(), os.getpid())
+    child.communicate()
+    assert [owner.is_dead(each) for each in (alone, above, below)] == [False, True, True]
+    assert owner.place_of("a name") == ("a name", None)

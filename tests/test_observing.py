@@ -84,7 +84,9 @@ async def test_an_observation_does_not_cost_by_the_items(any_kit):
 
     few = await steps(store.driver, look)
     await fill(store, 100, 5000)
-    assert await steps(store.driver, look) < few + 2500  # half the items: some seconds more of the window, and deeper trees
+    assert (
+        await steps(store.driver, look) < few + 2500
+    )  # half the items: some seconds more of the window, and deeper trees
 
 
 async def test_the_workers_of_others_and_those_that_have_ended_cost_nothing(fleet):

@@ -179,10 +179,10 @@ def alive(pid):
 
 
 def test_what_a_placement_asks_for():
-    setup = Setup("redis://h/0", 60.0, capabilities=("gpu", "region:eu", "spot"))
+    setup = Setup("redis://h/0", 60.0, "", capabilities=("gpu", "region:eu", "spot"))
     made = Placement.of(parse("ray?cpus=0.5"), setup)
     assert (made.resources, made.cpus, made.here) == ({"GPU": 0.001, "region:eu": 0.001, "spot": 0.001}, 0.5, False)
-    assert Placement.of(parse("ray"), Setup("sqlite:x.db", 60.0)) == Placement({}, 0.0, True)
+    assert Placement.of(parse("ray"), Setup("sqlite:x.db", 60.0, "")) == Placement({}, 0.0, True)
     for wrong in ("-1", "x", "nan", "1e9"):
         with pytest.raises(EngineUrlError, match=f"cpus is '{wrong}'"):
             Placement.of(parse(f"ray?cpus={wrong}"), setup)

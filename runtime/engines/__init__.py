@@ -38,6 +38,6 @@ def make(
     from flatfleet.runtime.engines.hosts import Setup
 
     setup: dict[str, Any] = {"compose": compose, "grace": grace, "verbose": verbose}
-    about = Setup(fleet.store.url, fleet.store.lease, tuple(sorted(fleet.capabilities)), **setup)
+    about = Setup(fleet.store.url, fleet.store.lease, fleet.store.owner, tuple(sorted(fleet.capabilities)), **setup)
     kind = import_module(f"flatfleet.runtime.engines.{wanted.kind}")
     return HostedEngine(fleet, wanted, about, kind.hosts(wanted, about, fleet))

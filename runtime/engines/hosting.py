@@ -85,8 +85,7 @@ class Hosting:
         return n
 
     def abandon(self) -> None:
-        """The engine has died, and replaces nobody: let other processes find these workers lost, and not ended."""
-        self.drain()
+        """The engine has died, and replaces nobody: let others find these workers lost, and not ended. From any thread."""
         for worker in list(self._parts.fleet.workers):
             self._parts.fleet.discharge(worker)
 

@@ -17,7 +17,9 @@ Kind = Literal["began", "ended", "named", "leaving", "died"]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a host needs before its first order; plain data. `compose` is `module:function`, made like `run.compose`.
+    """What a host needs before its first order; plain data. `launcher` is the owner of the process that it works for.
+
+    `compose` is `module:function`, made like `run.compose`.
 
     `grace` are the seconds that a host has to drain when it is told to go by others than its engine (SIGTERM, a node
     that is taken away). `path` are the folders that modules come from where the launcher runs.
@@ -25,6 +27,7 @@ class Setup:
 
     url: str
     lease: float
+    launcher: str
     capabilities: tuple[str, ...] = ()
     compose: str = "flatfleet.run:compose"
     grace: float = 30.0

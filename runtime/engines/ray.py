@@ -23,7 +23,6 @@ from flatfleet.runtime.engines.ray_places import Placement
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, StoreError, StoreUnavailable, StoreUrlError
 from flatfleet.runtime.fleet import Fleet
-from flatfleet.runtime.owner import this_process
 from flatfleet.runtime.routing import SPOT
 from flatfleet.runtime.stores.ray_address import knock
 from flatfleet.runtime.stores.ray_cluster import check_installed, in_caller, joined, ray_module
@@ -89,7 +88,7 @@ class RayHost:
             self._died, self._away = errors.RayActorError, errors.ActorUnavailableError
             try:
                 asked = await self._place()
-                told = (self._setup, folder, _variables(), this_process(), asked)
+                told = (self._setup, folder, _variables(), asked)
                 async with asyncio.timeout(STARTING):
                     about = await _answer(self._actor.start.remote(*told))
             except TimeoutError:

@@ -21,7 +21,7 @@ from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.engines.hosting import Hosting, compose
 from flatfleet.runtime.engines.hosts import STOPPING, Event, Order, Setup, told
 from flatfleet.runtime.engines.ray_places import kind_of_node
-from flatfleet.runtime.owner import is_dead
+from flatfleet.runtime.owner import is_dead, works_for
 
 HEAR = 20.0
 """Seconds after which a parent that listens is answered that nothing has happened."""
@@ -128,16 +128,15 @@ class RayHosting:
 
     # -- what the parent calls -----------------------------------------------------------------------------------------
 
-    def start(
-        self, setup: Setup, folder: str, variables: Mapping[str, str], parent: str, asked: bool
-    ) -> dict[str, Any]:
-        """Be ready for orders; {"owner": …, "pid": …, "host": …}, or {"error": …}. `parent` is the launcher's owner.
+    def start(self, setup: Setup, folder: str, variables: Mapping[str, str], asked: bool) -> dict[str, Any]:
+        """Be ready for orders; {"owner": …, "pid": …, "host": …}, or {"error": …}.
 
         Where a spot node was `asked` for, the workers offer what came, too: `spot`, or `on-demand`.
         """
         if asked:
             setup = replace(setup, capabilities=(*setup.capabilities, kind_of_node()))
-        self._setup, self._parent = setup, parent
+        self._setup = setup
+        works_for(setup.launcher)
         os.environ.update(variables)
         with contextlib.suppress(OSError):
             os.chdir(folder)
@@ -201,7 +200,7 @@ class RayHosting:
     # -- told to go by others than the parent --------------------------------------------------------------------------
 
     def _grace(self) -> float:
-        return 0.0 if self._leaving or is_dead(self._parent) else self._setup.grace
+        return 0.0 if self._leaving or is_dead(self._setup.launcher) else self._setup.grace
 
     def _leave(self, seconds: float) -> None:
         """Go within `seconds`, in a thread of its own: told again, or orphaned, at once."""

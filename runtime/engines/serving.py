@@ -18,6 +18,7 @@ from flatfleet.runtime.engines import frames
 from flatfleet.runtime.engines.hosting import Hosting, compose
 from flatfleet.runtime.engines.hosts import STOPPING, Event, Order, Setup, told
 from flatfleet.runtime.errors import UsageError
+from flatfleet.runtime.owner import works_for
 
 NOBODY = "a host is started by a process with --engine process, and by nobody else"
 PARENT_DIED = signal.SIGUSR2
@@ -39,10 +40,12 @@ class Server:
             raise UsageError(NOBODY)
         about = first["setup"]
         self.setup = Setup(**{**about, "capabilities": tuple(about["capabilities"]), "path": tuple(about["path"])})
+        works_for(self.setup.launcher)
         self._hosting = Hosting(compose(self.setup), self._tell)
         self._bundles: dict[str, Bundle] = {}
         self._out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._orphan = threading.Lock()
+        self._grace = self.setup.grace
         self._end: asyncio.Future[float] | None = None
         self._ending: asyncio.Task[int] | None = None
 
@@ -57,10 +60,7 @@ class Server:
         threading.Thread(target=self._read, name="flatfleet-hears", daemon=True).start()
         self._say({"kind": "hello", "owner": self._hosting.owner})
         try:
-            seconds = await self._end
-            if self._orphan.locked():
-                self._hosting.abandon()
-            n = await self._hosting.stop(seconds)
+            n = await self._hosting.stop(await self._end)
             n += await self._ending if self._ending is not None else 0
         finally:
             await self._hosting.close()
@@ -71,8 +71,9 @@ class Server:
 
     def leave(self) -> None:
         """Somebody else than the parent wants this process to go: drain within its grace; asked again: now."""
-        self._say({"kind": "leaving", "seconds": self.setup.grace})
-        self._stop(self.setup.grace)
+        seconds, self._grace = self._grace, 0.0
+        self._say({"kind": "leaving", "seconds": seconds})
+        self._stop(seconds)
 
     def hand_back(self) -> int:
         """Give back what is claimed, from any thread."""
@@ -80,6 +81,8 @@ class Server:
 
     def _stop(self, seconds: float) -> None:
         assert self._end is not None
+        if self._orphan.locked():
+            self._hosting.abandon()
         if not self._end.done():
             self._end.set_result(seconds)
         elif self._ending is None:
@@ -110,6 +113,7 @@ class Server:
         last.daemon = True
         last.start()
         try:
+            self._hosting.abandon()
             self.hand_back()
         finally:
             os._exit(1)

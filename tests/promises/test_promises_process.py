@@ -136,6 +136,56 @@ def test_promise_8_the_workers_of_a_dead_launchers_hosts_are_replaced_by_another
     check_results(trial, [f"i{k}" for k in range(12)])
 
 
+def test_promise_8_the_same_command_goes_on_while_hosts_of_the_killed_launcher_still_block(trial, launch):
+    """Promises 1, 3 and 8: a host counts as dead from the moment its launcher is; what it commits later is refused."""
+    names = [f"i{k}" for k in range(6)]
+    blocks = {"do": {"first": "block"}, "seconds": 4.0}
+    source = trial.items([{"key": name, **(blocks if name in ("i0", "i1") else {})} for name in names])
+    engine = "process?min_size=2&max_size=2"
+    first = launch(source, 2, engine=engine)
+    trial.until(lambda: len({line["pid"] for line in trial.ran()}) == 2)
+    os.kill(first.pid, signal.SIGKILL)
+    second = launch(source, 2, engine=engine)
+    assert second.wait(60) == 0, second.end()
+    assert check_results(trial, names).keys() <= {"completed", "crashed", "released"}
+    assert trial.ask(lambda store: store.fleet("trial").target()) in (None, 2)
+    workers = trial.ask(lambda store: store.registration.list())
+    assert sorted(each.status for each in workers) == ["lost", "lost", "terminated", "terminated"]
+
+
+def test_promise_13_a_second_signal_to_a_host_means_now(trial, launch):
+    item = {"do": {"first": "wait"}, "until": str(trial.path / "never"), "seconds": 600.0}
+    source = trial.items([{"key": f"i{k}", **item} for k in range(4)])
+    process = launch(source, 2, "--drain-deadline", "3600", engine="process?min_size=1&max_size=1")
+    trial.until(lambda: trial.counts().claimed == 2)
+    (host,) = hosts_of(process)
+    for _ in range(2):
+        os.kill(host, signal.SIGTERM)
+        time.sleep(0.3)
+    trial.until(lambda: not alive(host), 3)  # its watchdog would need longer
+    trial.until(lambda: trial.counts().claimed == 2)
+    assert "died" not in process.err.read_text()
+    assert {each.outcome for history in trial.attempts().values() for each in history} == {"released"}
+
+
+def test_promise_8_a_host_that_was_told_to_go_and_lost_its_launcher_leaves_lost_workers(trial, launch):
+    go = trial.path / "go"
+    source = trial.items([{"key": f"i{k}", "do": {"first": "wait"}, "until": str(go)} for k in range(6)])
+    first = launch(source, 2, engine="process?min_size=1&max_size=1")
+    trial.until(lambda: trial.counts().claimed == 2)
+    (host,) = hosts_of(first)
+    os.kill(host, signal.SIGTERM)
+    time.sleep(0.3)
+    os.kill(first.pid, signal.SIGKILL)
+    trial.until(lambda: not alive(host), 20)
+    workers = trial.ask(lambda store: store.registration.list())
+    assert [each.status for each in workers] == ["active"] * 2  # of a dead process: whoever looks finds them lost
+    go.touch()
+    second = launch(source, 2)
+    assert second.wait(60) == 0, second.end()
+    check_results(trial, [f"i{k}" for k in range(6)])
+
+
 def test_promise_13_a_terminals_interrupt_reaches_the_whole_group_and_the_hosts_are_drained(trial, launch):
     """Promise 13: what hosts hold is finished, nothing new is begun, nothing is burnt."""
     source = trial.items([{"key": f"i{n:02}", "seconds": 0.2} for n in range(80)])
