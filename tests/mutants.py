@@ -477,6 +477,13 @@ MUTANTS = [
         "::test_promise_8_the_workers_of_a_dead_launchers_hosts_are_replaced_by_another_launcher",
     ),
     Mutant(
+        "a host outlives its launcher in the eyes of others",
+        "runtime/owner.py",
+        'any(map(_ended, owner.split("|")))',
+        '_ended(owner.split("|")[0])',
+        "tests/test_fleet.py::test_who_works_for_a_dead_process_is_dead_and_who_works_elsewhere_may_live",
+    ),
+    Mutant(
         "hosts take every fleet for a batch",
         "runtime/engines/hosting.py",
         "self._parts.fleet.served = order.served",
