@@ -10,7 +10,7 @@ from typing import Any
 from flatfleet.commands import decided, messages, terminal, unheard
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.session import DEADLINE, Session
-from flatfleet.commands.summary import Summary, drained, first_dead
+from flatfleet.commands.summary import Summary, first_dead, gone
 from flatfleet.runtime.dispatcher import Dispatcher, scaler_of
 from flatfleet.runtime.errors import FleetError, MachineError, UsageError
 from flatfleet.runtime.routing import unserved
@@ -52,6 +52,7 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
     if decision is None and not session.interrupted:
         raise MachineError(f"the scaler of fleet '{fleet.name}' could not be woken here: the message waits")
     counts = await pool.counts()
+    left_by = await gone(store, pool.name, counts, parts.engine.owners(), served=parts.fleet.served)
     summary = Summary(
         machine="scaler",
         output={},
@@ -66,7 +67,8 @@ async def host(options: argparse.Namespace, parts: Any, fleet: Any, message: Map
         out="",
         interrupted=session.interrupted,
         handed_back=session.handed_back,
-        drained=await drained(store, pool.name, counts, parts.engine.owners()),
+        drained=left_by.drained,
+        ended=left_by.ended,
         unserved=await unserved(store, pool.name, parts.fleet.offers),
     )
     if options.json:

@@ -106,7 +106,10 @@ class Progress:
             except StoreError:
                 return  # whoever works with the store says what is wrong with it
             now = time.monotonic()
-            self._history.append((now, counts.completed + counts.dead))
+            settled = counts.completed + counts.dead
+            if self._history and settled < self._history[-1][1]:
+                self._history.clear()  # dead items are tried again: the rate is that of what is settled from now on
+            self._history.append((now, settled))
             while now - self._history[0][0] > WINDOW:
                 self._history.popleft()
             if tty and counts.total:

@@ -15,7 +15,7 @@ from typing import Any
 from flatfleet.commands import cli, durations, flags, joining, terminal
 from flatfleet.commands.progress import Progress
 from flatfleet.commands.session import DEADLINE, Session
-from flatfleet.commands.summary import Summary, drained, first_dead
+from flatfleet.commands.summary import Gone, Summary, first_dead, gone
 from flatfleet.runtime.errors import FleetError, MachineError, UsageError
 
 AGENTS = ("offline", "flatagent")
@@ -137,7 +137,8 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         raise error
     if error is not None:
         raise MachineError(f"machine {machine.machine_name} failed: {type(error).__name__}: {error}") from error
-    counts = await pool.counts() if pool else None
+    counts, owners, served = await pool.counts() if pool else None, parts.engine.owners(), parts.fleet.served
+    left_by = await gone(parts.store, pool.name, counts, owners, served=served) if pool else Gone()
     summary = Summary(
         machine=machine.machine_name,
         output=output if isinstance(output, dict) else {"output": output},
@@ -152,7 +153,8 @@ async def command(options: argparse.Namespace, parts: Any) -> int:
         out=str(settings.get("out") or "") if options.writes else "",
         interrupted=session.interrupted,
         handed_back=session.handed_back,
-        drained=await drained(parts.store, pool.name, counts, parts.engine.owners()) if pool else 0,
+        drained=left_by.drained,
+        ended=left_by.ended,
         unserved=await left() if left else Unserved(),
         broke=await spending.broke(parts.store.fleet(pool.name), began) if pool and counts and counts.left else None,
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flatfleet.commands import cli, exits, figures
 from flatfleet.commands.terminal import lines, plain
+from flatfleet.runtime import scaling
+from flatfleet.runtime.owner import is_dead
 from flatfleet.runtime.redact import shown
 from flatfleet.runtime.routing import Unserved
 from flatfleet.runtime.stores.records import Counts, Item
@@ -24,6 +27,7 @@ class Summary:
     """The end of one run, for people and (as_dict) for programs. `dead` holds the first dead items; `store` is a URL.
 
     `drained` are the workers of this process, or of its hosts, that somebody told to end, where they have left items;
+    `ended` are those that are gone for whatever reason, where items are left and no worker is live anywhere;
     `unserved` are the items that wait for what no worker offers; `broke` is the account of a fleet whose budget is spent.
     """
 
@@ -41,6 +45,7 @@ class Summary:
     handed_back: int
     dead: Sequence[Item] = field(default_factory=list)
     drained: int = 0
+    ended: int = 0
     unserved: Unserved = field(default_factory=Unserved)
     broke: Mapping[str, Any] | None = None
 
@@ -63,6 +68,7 @@ class Summary:
             "interrupted": self.interrupted,
             "handed_back": self.handed_back,
             "drained": self.drained,
+            "ended": self.ended,
             "unserved": self._unserved().rows(),
             "broke": self.broke,
         }
@@ -84,6 +90,10 @@ class Summary:
             )
         elif self.drained and not self.interrupted:
             said.append(f"{counts.left} left: the workers here were drained; the same command goes on")
+        elif self._deserted() and not self.interrupted:
+            said.append(
+                f"{counts.left} left: the workers here have ended, and no other is live; the same command goes on"
+            )
         if self.durable and counts.completed + counts.dead:
             said.append(f"Results: {self._command()}")
         if self.interrupted:
@@ -97,7 +107,7 @@ class Summary:
             return exits.INTERRUPTED
         if failures:
             return max(exits.code_of(error) for error in failures.values())
-        if self.drained and not self.broke:
+        if (self.drained or self._deserted()) and not self.broke:
             return exits.INTERRUPTED
         if (
             (self.counts is not None and self.counts.dead)
@@ -110,7 +120,12 @@ class Summary:
 
     def _unserved(self) -> Unserved:
         """What was left to nobody, where workers have run."""
-        return Unserved() if self.output.get("workers") == 0 else self.unserved
+        return Unserved() if self.output.get("workers") == 0 and not self.ended else self.unserved
+
+    def _deserted(self) -> bool:
+        """True if items that the workers here could have served are left to nobody, and no failure says why."""
+        left = self.counts.left if self.counts is not None else 0
+        return bool(self.ended) and left > self.unserved.items and not self.failures
 
     def _for_others(self) -> list[str]:
         left = self._unserved()
@@ -125,7 +140,8 @@ class Summary:
 
     def _head(self, counts: Counts) -> str:
         ended = counts.completed + counts.dead > (self.output.get("done") or 0) + (self.output.get("dead") or 0)
-        if self.output.get("workers") == 0 and not ended and not self.interrupted:
+        none = self.output.get("workers") == 0 and not self.drained and not self._deserted()
+        if none and not ended and not self.interrupted:
             if counts.left:
                 waiting = "item is" if counts.left == 1 else "items are"
                 return f"{counts.left} {waiting} waiting in pool {self.pool}; no worker was launched"
@@ -160,15 +176,25 @@ class Summary:
         return " ".join([*words, *cli.store_flag(self.store)])
 
 
-async def drained(store: Any, pool: str, counts: Counts | None, owners: Collection[str]) -> int:
-    """How many workers of these owners were drained, and not replaced, if they have left items in the pool."""
+class Gone(NamedTuple):
+    """How many workers of a run are gone though items are left: those that were drained, and all, where nobody is live."""
+
+    drained: int = 0
+    ended: int = 0
+
+
+async def gone(store: Any, pool: str, counts: Counts | None, owners: Collection[str], *, served: bool) -> Gone:
+    """Count the workers of these owners that have left items in the pool; where a fleet is `served`, only those drained.
+
+    A worker that was drained counts if its process died over it, too, but not if another one took its place.
+    """
     if counts is None or not counts.left:
-        return 0
-    ended = [each.metadata or {} for each in await store.registration.list(statuses=("terminated",), pool=pool)]
-    return sum(
-        (each.get("ended"), each.get("replaced_by")) == ("drained", None) and each.get("owner") in owners
-        for each in ended
-    )
+        return Gone()
+    records = await store.registration.list(pool=pool)
+    ours = [each.metadata for each in records if (each.metadata or {}).get("owner") in owners]
+    told = [each for each in ours if each.get("ended", "drained" if each.get("drained_by") else "") == "drained"]
+    live = served or scaling.active(records, pool, time.time(), is_dead)
+    return Gone(sum(not each.get("replaced_by") for each in told), 0 if live else len(ours))
 
 
 async def first_dead(pool: Any) -> list[Item]:

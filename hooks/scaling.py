@@ -173,8 +173,9 @@ async def aim(context: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     name, parallelism = text(context, "pool", "papers"), whole(context, "parallelism", 1, least=1)
     asked = None if context.get("workers") in (None, "") else whole(context, "workers", WORKERS) * parallelism
     bounds = await first_size.serve(context, fleet)
-    context.update(want=asked if asked is not None else WORKERS * parallelism, scaled=False, n=0)
-    if (asked == 0 and bounds is None) or text(context, "registration", "store") != "store":
+    counted = text(context, "registration", "store") == "store"
+    context.update(want=asked if asked is not None else WORKERS * parallelism, scaled=counted and fleet.served, n=0)
+    if (asked == 0 and bounds is None) or not counted:
         return context
     crew, entry = Crew(fleet, name), fleet.store.fleet(name)
     default = WORKERS * parallelism if bounds is None else bounds.low

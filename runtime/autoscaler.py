@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from flatfleet.runtime import fleet_settings, metrics, routing, spending
+from flatfleet.runtime import fleet_settings, metrics, routing, scaling, spending
 from flatfleet.runtime.errors import StoreError, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.notices import notices
@@ -126,10 +126,15 @@ class Autoscaler:
             )
         if said := costs.nearly(s.cost, o.spent):
             notes.append(said)
+        over = o.workers - decision.desired if decision.enough else 0
+        context["over"] = scaling.told_of(context.get("over"), over, o.at)
+        if drains := (context["over"] or {}).get("at") == o.at and decision.outcome == "hold":
+            notes.append(f"{over} more than the target are live: the scaler drains them")
         if notes:
             data["note"] = "; ".join(notes)
         due = decision.desired if self._fleet.served else min(decision.desired, o.demand or 0)
-        data["sent"] = decision.outcome != "hold" or (not o.missing(s.stale_after) and o.workers < due)
+        lacks = not o.missing(s.stale_after) and o.workers < due
+        data["sent"] = decision.outcome != "hold" or lacks or drains
         context.update(decision=data, state=kept, sends=data["sent"], broke=decision.broke)
         return context
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from flatfleet.runtime.values import size_of
 
 MAX_TARGET = 100_000
+TOLD_AGAIN = 60.0
+"""Seconds after which a scaler that was told of a surplus is told again, if there is as much of it still."""
 
 Step = Literal["launch", "drain", "record"]
 
@@ -107,6 +109,22 @@ def first_target(asked: int | None, stored: int | None, live: int, default: int,
     if stored is not None and (stored or served):
         return stored
     return max(default, live)
+
+
+def told_of(before: Mapping[str, Any] | None, over: int, at: float) -> dict[str, Any] | None:
+    """What to remember, as JSON data, of a look at which `over` more parallelism was live than the target: `at` is when
+    the scaler was last told to drain it, and `at` of this look where it has to be told now. None without a surplus.
+
+    It is told of what is there at two looks: for a moment a worker and the one in its place both count. And once of each
+    number: those that drain do not count, and a worker may be too large to go.
+    """
+    if over <= 0:
+        return None
+    if before is None:
+        return {"over": 0, "at": None}
+    if before["over"] == over and at < before["at"] + TOLD_AGAIN:
+        return dict(before)
+    return {"over": over, "at": at}
 
 
 def _loss(worker: Worker) -> tuple[bool, float, int, str]:

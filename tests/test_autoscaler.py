@@ -17,7 +17,7 @@ from flatfleet.runtime import autoscaler, bundle, first_size, metrics, orders
 from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.errors import StoreUnavailable, UsageError
 from flatfleet.runtime.faults import describe
-from flatfleet.runtime.policies import naming
+from flatfleet.runtime.policies import memory, naming
 from flatfleet.runtime.policies.settings import settings
 from flatfleet.runtime.replay import decisions as log
 from jsonschema import Draft7Validator
@@ -157,6 +157,56 @@ async def test_a_service_is_kept_at_its_least_though_nobody_wants_its_workers_an
     assert (decision["outcome"], decision["desired"], decision["sent"]) == ("hold", 2, True)
     crew.fleet.served = False
     assert not (await crew.round(crew.context(min=2)))["sent"]
+
+
+async def test_workers_beyond_the_target_are_drained_at_the_second_look_and_told_of_once(crew):
+    await crew.record.set_target(4)
+    await crew.push(4)
+    for n in range(7):
+        await crew.fleet.bookings.book(f"w{n}", {"pool": "p", "parallelism": 1})
+    context = crew.context()
+    found = [await crew.round(context) for _ in range(4)]
+    assert {(each["outcome"], each["desired"], each["seen"]["workers"]) for each in found} == {("hold", 4, 7)}
+    assert [each["sent"] for each in found] == [False, True, False, False]
+    assert found[1]["note"] == "3 more than the target are live: the scaler drains them"
+    assert "note" not in found[2]
+    (message,) = await crew.sent()
+    assert (message["target"], message["if_current"]) == (4, 4)
+
+
+async def test_workers_beyond_the_target_stay_where_more_are_wanted_or_somebody_said_so(crew):
+    await crew.record.set_target(2)
+    await crew.push(9)
+    for n in range(4):
+        await crew.fleet.bookings.book(f"w{n}", {"pool": "p", "parallelism": 1})
+
+    async def sent(**policy):
+        context = crew.context(**policy)
+        return [(await crew.round(context))["sent"] for _ in range(3)]
+
+    assert await sent(max=2) == [False, True, False]
+    await crew.record.keep_policy_state({**memory.begin({}, time.time()), "changed_at": time.time()})
+    assert await sent(max=3, cooldown_period=600) == [False] * 3  # a third one is wanted, later
+    assert await sent(max=2, cooldown_period=600) == [False, True, False]
+    await crew.record.pause_scaling(None)
+    assert await sent(max=2) == [False] * 3
+    await crew.record.resume_scaling(time.time())
+    await Crew(crew.fleet, "p").keep(decided("a", {"target": 2, "hold": 600}))
+    assert await sent(max=2) == [False] * 3
+    await crew.record.resume_scaling(time.time())
+    assert await sent(max=2) == [False, True, False]
+
+
+async def test_nobody_goes_for_a_surplus_while_the_demand_is_not_known(crew):
+    await crew.record.set_target(2)
+    for n in range(4):
+        await crew.fleet.bookings.book(f"w{n}", {"pool": "p", "parallelism": 1})
+    context = crew.context(max=2, min=2)
+    for _ in range(3):
+        await actions.observe(context, crew.fleet)
+        context["seen"]["measured"] -= 60
+        await actions.decide(context, crew.fleet)
+        assert (context["decision"]["desired"], context["sends"]) == (2, False)
 
 
 async def test_what_is_remembered_survives_a_restart(crew):
@@ -594,6 +644,35 @@ async def test_a_fleet_goes_up_and_to_zero_and_back_by_itself(crew):
     assert {"up", "down"} <= {each["outcome"] for each in found} <= {"up", "down", "hold"}
     again = list(log.again(enumerate(found), settings({**POLICY, "max": 3})))
     assert [difference for _, difference in again if difference] == []
+
+
+async def test_workers_that_join_above_max_are_drained(crew):
+    async with crew.runs(max=3):
+        await crew.push(9)
+
+        async def live(n):
+            return await crew.live() == n
+
+        async def busy():
+            return (await crew.pool.counts()).claimed == 3
+
+        await until(busy)
+        for n in range(2):
+            await crew.fleet.bookings.book(f"joined-{n}", {"pool": "p", "parallelism": 1})
+        await until(lambda: live(3))
+
+        async def drained():
+            records = await crew.store.registration.list(statuses=("terminating",), pool="p")
+            return sorted(each.worker_id for each in records)
+
+        assert await until(drained) == ["joined-0", "joined-1"]  # the others hold items
+
+        async def told():
+            return [each for each in await crew.record.decisions(100) if each["drains"]]
+
+        (decision,) = await until(told)
+        assert (decision["by"], decision["target_before"], decision["target"]) == ("autoscaler", 3, 3)
+        assert sorted(decision["drained"]) == ["joined-0", "joined-1"]
 
 
 async def test_a_rerun_leaves_the_autoscaler_that_there_is(crew):

@@ -21,7 +21,7 @@ from flatfleet.commands import cli, exits, flags, progress, terminal
 from flatfleet.commands.progress import Progress, span
 from flatfleet.commands.results import _cell
 from flatfleet.commands.session import Session
-from flatfleet.commands.summary import Summary
+from flatfleet.commands.summary import Gone, Summary, gone
 from flatfleet.run import main
 from flatfleet.runtime.bundle import InputSpec
 from flatfleet.runtime.errors import (
@@ -33,7 +33,10 @@ from flatfleet.runtime.errors import (
     StoreUnavailable,
     UsageError,
 )
+from flatfleet.runtime.routing import Unserved
+from flatfleet.runtime.stores import open_store
 from flatfleet.runtime.stores.records import Counts, Item
+from flatmachines import WorkerRegistration
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = str(ROOT / "machines/launcher.yml")
@@ -459,6 +462,49 @@ def test_the_summary_of_workers_that_were_drained() -> None:
     assert summary(counts=counts(waiting=1)).exit_code({}) == 0  # a machine that only pushes
 
 
+def test_the_summary_of_workers_that_are_gone_for_whatever_reason() -> None:
+    made = summary(counts=counts(completed=10, waiting=50), ended=4, durable=False)
+    assert made.text().splitlines() == [
+        "10 done, 0 dead, 50 left in 1.8 s",
+        "50 left: the workers here have ended, and no other is live; the same command goes on",
+    ]
+    assert (made.exit_code({}), made.exit_code({"w": LeaseLost("x")})) == (130, 4)
+    assert made.as_dict()["ended"] == 4
+    assert "were drained" in summary(counts=counts(waiting=1), drained=1, ended=1).text()
+    for more in ({"interrupted": True}, {"failures": {"w": "LeaseLost: x"}}):
+        assert "no other is live" not in summary(counts=counts(waiting=1), ended=1, **more).text()
+    by_scaler = summary(counts=counts(waiting=3), ended=2, output={"workers": 0, "left": 3, "done": 0, "dead": 0})
+    assert by_scaler.text().startswith("0 done, 0 dead, 3 left in 1.8 s\n3 left: the workers here have ended")
+    foreign = summary(counts=counts(waiting=3), ended=2, unserved=Unserved({("gpu",): 3}))
+    assert (foreign.exit_code({}), "no other is live" in foreign.text()) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("status", "about", "owner", "expected"),
+    [
+        ("terminated", {"ended": "drained"}, "me", (1, 1)),
+        ("lost", {"drained_by": "d"}, "me", (1, 1)),
+        ("terminated", {"ended": "retired", "drained_by": "d"}, "me", (0, 1)),
+        ("terminated", {"ended": "drained", "replaced_by": "w.2"}, "me", (0, 1)),
+        ("lost", {"replaced_by": "w.2"}, "me", (0, 1)),
+        ("lost", {}, "another", (0, 0)),
+        ("terminated", {"ended": "drained"}, "another", (0, 0)),
+        ("active", {}, "me", (0, 0)),
+    ],
+)
+async def test_who_is_gone_though_items_are_left(
+    status: str, about: dict[str, Any], owner: str, expected: tuple[int, int]
+) -> None:
+    store = open_store("memory:", owner=owner)
+    await store.registration.register(WorkerRegistration(worker_id="w"), {"pool": "p"})
+    await store.driver.set_status("w", status, about)
+    assert await gone(store, "p", counts(waiting=1), ("me",), served=False) == expected
+    assert await gone(store, "p", counts(waiting=1), ("me",), served=True) == (expected[0], 0)
+    assert await gone(store, "p", counts(completed=1), ("me",), served=False) == Gone()
+    assert await gone(store, "q", counts(waiting=1), ("me",), served=False) == Gone()
+    await store.close()
+
+
 def test_exit_codes_of_a_run() -> None:
     assert summary(output={"skipped": 1}).exit_code({}) == 1
     assert summary().exit_code({"w": LeaseLost("x"), "v": StoreUnavailable("y")}) == 4
@@ -552,6 +598,30 @@ async def test_progress_says_that_the_pool_is_paused_and_asks_seldom(
     assert re.fullmatch(("" if tty else "0/3 · ") + paused, shown[0]), shown[0]
     assert shown[-1].endswith("0.0/s · 1 worker")
     assert 2 <= pool.asked <= pool.counted / 5
+
+
+async def test_items_that_are_tried_again_give_no_negative_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three are dead, then all of them are ready again, then one is done."""
+    states = iter([counts(dead=3)] * 3 + [counts(waiting=3)] * 3 + [counts(waiting=2, completed=1)] * 30)
+    pool, shown = PausedPool(None), list[str]()
+
+    async def now() -> Counts:
+        return next(states)
+
+    async def errors() -> dict[str, int]:
+        return {}
+
+    monkeypatch.setattr(pool, "counts", now)
+    monkeypatch.setattr(pool, "errors", errors, raising=False)
+    monkeypatch.setattr(progress, "TICK", 0.002)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(Progress, "_draw", lambda self, now: shown.append(f"{now.left} {self._info(now)}"))
+    async with asyncio.timeout(10), Progress(pool, SimpleNamespace(live=lambda: 1)):
+        while len(shown) < 12:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert [each for each in shown if "-" in each] == []
+    assert shown[3:6] == ["3 0.0/s · 1 worker"] * 3
+    assert re.fullmatch(r"2 [1-9]\d*\.\d/s · ETA \d+s · 1 worker", shown[6])
 
 
 @pytest.mark.parametrize(

@@ -625,6 +625,26 @@ async def test_a_launcher_with_nothing_to_do_launches_nobody_unless_the_fleet_is
     await crew.end()
 
 
+@pytest.mark.parametrize(
+    ("served", "registration", "scaled"),
+    [(True, "store", True), (False, "store", False), (True, "none", False)],
+)
+async def test_a_launcher_of_none_hosts_a_fleet_that_is_served(any_kit, crew, served, registration, scaled):
+    any_kit.fleet.served = served
+    made = await actions.aim({"pool": "p", "workers": 0, "run": "a", "registration": registration}, any_kit.fleet)
+    assert (made["want"], made["scaled"], await crew.record.target()) == (0, scaled, None)
+
+
+async def test_a_launcher_of_none_leaves_a_scaler_that_hears_and_a_reaper(any_kit, crew, launch):
+    await crew.store.signals.send(CHANNEL, {"target": 2})
+    output = await launch(workers=0)
+    assert output["workers"] == 0
+    assert any(name.endswith(".reaper") for name in any_kit.engine._tasks)
+    await crew.runs(2)
+    await crew.parked()
+    await crew.end()
+
+
 async def test_a_launcher_run_again_adopts_the_scaler_and_what_it_had_to_do(any_kit, crew, launch):
     await crew.scale({"target": 1})
     await crew.store.signals.send(CHANNEL, {"delta": 2})

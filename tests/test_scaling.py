@@ -260,6 +260,17 @@ def test_whom_to_drain(workers, surplus, expected):
     assert names(scaling.drains(workers, surplus)) == expected
 
 
+def test_a_surplus_is_told_at_its_second_look_and_then_once_of_each_number():
+    looks = [(0, 3), (1, 3), (2, 3), (60.5, 3), (61, 3), (62, 2), (63, 2), (64, 0), (65, 2), (66, 1), (67, -1)]
+    told, before = [], None
+    for at, over in looks:
+        before = scaling.told_of(json.loads(json.dumps(before)), over, at)
+        if (before or {}).get("at") == at:
+            told.append((at, over))
+    assert told == [(1, 3), (61, 3), (62, 2), (66, 1)]
+    assert before is None
+
+
 @given(st.lists(st.tuples(SIZES, st.one_of(st.none(), st.floats(0, 1e9)))), st.integers(-5, 60))
 def test_draining_never_undershoots_and_leaves_nobody_who_fits(drawn, surplus):
     workers = [Worker(f"w{n}", size, at and f"p:{n}", at or 0.0) for n, (size, at) in enumerate(drawn)]

@@ -310,6 +310,27 @@ def test_a_batch_whose_workers_were_drained_says_so(start: Any, verb: Any) -> No
     assert (code, "200 done" in out, "drained" in out) == (0, True, False)
 
 
+def test_a_batch_says_that_it_was_drained_though_its_hosts_have_died_over_it(start: Any, verb: Any) -> None:
+    fleet = start(*write_items(6, 60), "--workers", "2", "--engine", "process?max_size=1&slots=2")
+    until(lambda now: now["claimed"] == 2, fleet)
+    verb("scale", "0")
+    (host,) = {worker["pid"] for worker in verb("workers", "--json")["workers"]}
+    os.kill(host, signal.SIGKILL)
+    code, out, _ = finish(fleet)
+    assert (code, "6 left: the workers here were drained; the same command goes on\n" in out) == (130, True)
+
+
+def test_a_launcher_that_stays_hosts_a_fleet_of_none(start: Any, verb: Any) -> None:
+    fleet = start(*write_items(3, 0), "--workers", "0", "--stay")
+    line = fleet.stderr.readline()
+    assert line == "fleet slow is served here: it waits for items; Ctrl-C ends it\n"
+    assert "launching 2 workers" in verb("scale", "2")
+    until(lambda now: now["completed"] == 3, fleet)
+    fleet.send_signal(signal.SIGINT)
+    code, out, _ = finish(fleet)
+    assert (code, "3 done, 0 dead, 0 left" in out) == (130, True)
+
+
 def test_a_paused_fleet_says_so_at_once(start: Any, verb: Any) -> None:
     command = write_items(3, 0)
     finish(start(*command, "--workers", "0"))

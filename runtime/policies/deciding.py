@@ -73,6 +73,17 @@ class Decision:
         return "" if self.desired else self.case.broke
 
     @property
+    def enough(self) -> bool:
+        """Whether whoever is live beyond `desired` may go: nothing but a limit keeps it from being more, and no person
+        and no missing metric says that nobody goes.
+        """
+        kept, at = self.case.memory, self.seen.at
+        if self.case.missing or kept.get("paused") or kept.get("hold_until", 0.0) > kept.get("at", at):
+            return False
+        wanted = next(each.before for each in self.passed if each.name == "stabilization")
+        return min(wanted, self.case.limits()[1]) <= self.desired
+
+    @property
     def clamps(self) -> tuple[Clamp, ...]:
         return tuple(each._replace(binds=each.name == self.bound_by) for each in self.passed)
 
