@@ -63,6 +63,10 @@ class Hosts:
             await self.engine.launch(self.caller, config, {"pool": "p", "worker_id": name, **input}, name)
         return pool
 
+    async def booked(self, run):
+        name, _ = await Crew(self.kit.fleet, "p").reserve(run, 1, {"parallelism": 1})
+        return name
+
     async def came(self, n):
         with self.store.bell.listen("came") as rung:
             async with asyncio.timeout(30):
@@ -285,6 +289,89 @@ async def test_a_booking_that_waits_for_a_host_is_renewed_and_ended_with_its_eng
     await there.until(lambda: there.engine.pool.metrics()["queued"])
     await there.engine.close(0)
     assert (await there.record(name)).metadata["ended"] == "never launched"
+
+
+async def waiting(there, *names):
+    """The only place is taken by `m1`, and booked workers wait for it."""
+    await there.launch("work", "m1")
+    await there.came(1)
+    await there.workers(*[await there.booked(name) for name in names], items=["a"])
+    await there.until(lambda: there.engine.pool.metrics()["queued"] == len(names))
+
+
+async def test_a_worker_that_waits_for_a_host_and_is_told_to_end_leaves_the_queue_at_once(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1")
+    await waiting(there, "r", "s")
+    await there.store.driver.set_status("s-1", "terminating", {"drained_by": "somebody"})
+    there.store.bell.announce("workers")
+    await there.until(lambda: there.engine.pool.metrics()["queued"] == 1)
+    assert there.engine.live() == 2
+    await there.open()
+    await there.engine.join()
+    record = await there.record("s-1")
+    assert (record.status, record.metadata["ended"], record.metadata["processed"]) == ("terminated", "drained", 0)
+    assert await there.result("s-1") == {"status": "drained", "worker_id": "s-1", "processed": 0}
+    assert (await there.result("r-1"))["processed"] == 1
+    assert there.engine.failures() == {}
+    assert there.engine.pool.metrics()["requests"] == 3
+
+
+async def test_one_that_was_told_to_end_before_it_is_launched_needs_no_host(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1&queue=false")
+    await there.launch("work", "m1")
+    await there.came(1)
+    name = await there.booked("r")
+    await there.store.driver.set_status(name, "terminating", {"drained_by": "somebody"})
+    await there.kit.fleet.look()
+    await there.workers(name, items=["a"])
+    await there.until(lambda: there.engine.live() == 1)
+    await there.open()
+    await there.engine.join()
+    assert (await there.record(name)).metadata["ended"] == "drained"
+
+
+async def test_one_that_is_told_to_end_in_the_moment_it_gets_a_place_gives_that_back(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1")
+    await waiting(there, "r")
+    (place,) = there.engine.pool.places
+    place.leave()
+    there.engine.pool._serve()
+    assert place.reserved == 1
+    there.kit.fleet._told("r-1", "terminating")
+    place.enter()
+    assert there.engine.live() == 1
+    await there.until(lambda: place.reserved == 1)
+    await there.open()
+    await there.engine.join()
+    assert (await there.record("r-1")).metadata["ended"] == "drained"
+    assert there.engine.pool.metrics()["active"] == 0
+
+
+async def test_one_that_is_told_to_end_on_its_way_to_a_host_ends_there(hosts, monkeypatch):
+    there = hosts("min_size=1&max_size=1")
+    await there.run("about")
+    (place,) = there.engine.pool.places
+    launch = place.host.launch
+
+    async def told(order):
+        await there.store.driver.set_status("r-1", "terminating", {"drained_by": "somebody"})
+        await there.kit.fleet.look()
+        await launch(order)
+
+    monkeypatch.setattr(place.host, "launch", told)
+    pool = await there.workers(await there.booked("r"), items=["a"])
+    await there.engine.join()
+    assert await there.result("r-1") == {"status": "drained", "worker_id": "r-1", "processed": 0}
+    assert (await pool.counts()).waiting == 1
+    assert await there.record("r-1.2") is None
+
+
+async def test_what_was_launched_just_before_the_engine_is_drained_is_not_waited_for(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1")
+    await there.workers("w1", items=["a"])
+    there.engine.drain()
+    assert there.engine.live() == 0
+    await there.engine.join()
 
 
 # -- what dies, and what is told to go ---------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
+from flatfleet.runtime.engines.chores import Chores
 from flatfleet.runtime.engines.contract import Outcome
 from flatfleet.runtime.engines.hosts import Event, Host, Setup, order_of
 from flatfleet.runtime.engines.inline import InlineEngine
@@ -20,7 +21,6 @@ from flatfleet.runtime.engines.showing import Showing
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import HostDied, StoreError
 from flatfleet.runtime.fleet import Fleet
-from flatmachines.backends import make_uri
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ class HostedEngine(InlineEngine):
         super().__init__(fleet)
         self.pool = HostPool(spec.pool, make, self._heard, fleet.store.lease)
         self._launched_there: dict[str, Launched] = {}
-        self._chores: set[asyncio.Task[None]] = set()
+        self._chores = Chores()
         self._owners = {fleet.store.owner}
-        self._moved = asyncio.Event()
         self._said = ""
         self._undertaker = Undertaker(fleet)
         self._showing = Showing(fleet.store, spec, self.pool)
+        fleet.bookings.on_order = self._told_to_end
 
     # -- launching -----------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ class HostedEngine(InlineEngine):
             return
         launched = Launched(order_of(caller_machine, target_config, machine_id, input_data))
         self._launched_there[machine_id] = launched
-        if self.pool.settings.queue:
+        if self.pool.settings.queue or self._fleet.bookings.told_to_end(machine_id):
             self._dispatch(launched)
             return
         try:
@@ -71,7 +71,7 @@ class HostedEngine(InlineEngine):
         self._dispatch(launched)
 
     def _dispatch(self, launched: Launched) -> None:
-        launched.task = self._chore(self._send(launched))
+        launched.task = self._chores.start(self._send(launched))
 
     async def _send(self, launched: Launched) -> None:
         """Get a place for a machine and send it there, again where that host dies before it has it."""
@@ -79,6 +79,9 @@ class HostedEngine(InlineEngine):
         assert order is not None
         try:
             while True:
+                if launched.place is None and self._fleet.bookings.told_to_end(launched.name):
+                    await self._retire(launched)
+                    return
                 place = launched.place = launched.place or await self.pool.acquire()
                 self._fleet.bookings.hand_over(order.machine_id)
                 try:
@@ -91,7 +94,7 @@ class HostedEngine(InlineEngine):
                 else:
                     launched.sent = True
                     if place.state == "gone":  # it died just after it had taken the order
-                        self._chore(self._bury(place, [launched], "it died"))
+                        self._chores.start(self._bury(place, [launched], "it died"))
                     return
         except asyncio.CancelledError:
             if launched.place is not None:
@@ -112,18 +115,34 @@ class HostedEngine(InlineEngine):
         elif told:
             self._said = str(error)
             self._failed(name, error)
-        try:
-            await self._fleet.bookings.end(name, type(error).__name__)
-            if told:
-                about = {"_error": str(error), "_error_type": type(error).__name__}
-                await self._store.results.write(make_uri(name, "result"), about)
-        except StoreError as fault:
-            logger.warning("the store could not be told that %s has failed: %s", name, fault)
+        kind = type(error).__name__
+        await self._undertaker.report(name, kind, {"_error": str(error), "_error_type": kind} if told else None)
+
+    def _told_to_end(self, name: str) -> None:
+        """A worker that waits for a host has nothing to finish: it ends at once, and its wait with it."""
+        launched = self._launched_there.get(name)
+        if launched is not None and self._unplaced(launched):
+            self._chores.start(self._retire(launched))
+
+    async def _retire(self, launched: Launched) -> None:
+        """A worker has ended before it began, as it was told to."""
+        self._forget(launched)
+        about = {"status": "drained", "worker_id": launched.name, "processed": 0}
+        await self._undertaker.report(launched.name, "drained", about)
+
+    def _unplaced(self, launched: Launched) -> bool:
+        """Take a machine out of the queue; False if it has a place by now."""
+        if launched.task is None or launched.task.done() or launched.place is not None:
+            return False
+        launched.task.cancel()
+        self._forget(launched)
+        return True
 
     def _forget(self, launched: Launched) -> None:
-        self._launched_there.pop(launched.name, None)
+        if self._launched_there.get(launched.name) is launched:
+            del self._launched_there[launched.name]
         self._wrong.pop(launched.name, None)
-        self._moved.set()
+        self._chores.moved.set()
 
     # -- what hosts tell -----------------------------------------------------------------------------------------------
 
@@ -134,12 +153,12 @@ class HostedEngine(InlineEngine):
         elif event.kind == "named":
             self.on_named(event.id)
         elif event.kind == "ended" and event.id in self._launched_there:
-            self._chore(self._over_there(self._launched_there[event.id], place, event))
+            self._chores.start(self._over_there(self._launched_there[event.id], place, event))
         elif event.kind == "died" and not self.pool.closed:
             mine = [each for each in self._launched_there.values() if each.place is place and each.sent]
             if mine:
                 logger.error("%s died (%s) with %d machines on it", place.host.id, event.reason, len(mine))
-            self._chore(self._bury(place, mine, event.reason))
+            self._chores.start(self._bury(place, mine, event.reason))
         if place.host.owner is not None:
             self._owners.add(place.host.owner)
 
@@ -179,18 +198,6 @@ class HostedEngine(InlineEngine):
                 later = self._launched_there[order.machine_id] = launched.next(order)
                 self._dispatch(later)
 
-    def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._chores.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._chores.discard(task)
-        self._moved.set()
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("the engine's work has failed", exc_info=task.exception())
-
     # -- the whole of it -----------------------------------------------------------------------------------------------
 
     def live(self) -> int:
@@ -212,15 +219,14 @@ class HostedEngine(InlineEngine):
             await super().join()
             if not self._launched_there and not self._chores:
                 return
-            self._moved.clear()
-            await self._moved.wait()
+            self._chores.moved.clear()
+            await self._chores.moved.wait()
 
     def drain(self) -> None:
         super().drain()
         self.pool.drain()
-        for launched in self._launched_there.values():
-            if launched.task is not None and launched.place is None:
-                launched.task.cancel()
+        for launched in list(self._launched_there.values()):
+            self._unplaced(launched)
 
     async def close(self, deadline: float) -> int:
         self.drain()
@@ -231,8 +237,7 @@ class HostedEngine(InlineEngine):
             except TimeoutError:
                 pass
         n, _ = await asyncio.gather(self.pool.close(0), self._showing.stop())
-        while self._chores:
-            await asyncio.wait(self._chores)
+        await self._chores.settle()
         n += await self._undertaker.settle(self._owners - {self._store.owner})
         self._launched_there.clear()
         return n + await super().close(0)

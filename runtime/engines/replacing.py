@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flatfleet.runtime.engines.hosts import Order
 from flatfleet.runtime.engines.places import Place
@@ -67,6 +68,15 @@ class Undertaker:
             logger.warning("the items of a host that died wait until their leases are over: %s", error)
             return 0
         return n
+
+    async def report(self, name: str, ended: str, result: Mapping[str, Any] | None) -> None:
+        """End the booking of a machine that does not begin, or is lost, and the wait for its result (None: nobody waits)."""
+        try:
+            await self._fleet.bookings.end(name, ended)
+            if result is not None:
+                await self._store.results.write(make_uri(name, "result"), dict(result))
+        except StoreError as error:
+            logger.warning("the store could not be told that %s has ended (%s): %s", name, ended, error)
 
     async def mark_lost(self, owner: str) -> None:
         """Mark the workers of a dead host lost."""
