@@ -16,7 +16,7 @@ from flatfleet.runtime.engines.inline import InlineEngine
 from flatfleet.runtime.engines.making import id_of, stays
 from flatfleet.runtime.engines.places import Place
 from flatfleet.runtime.engines.pool import HostPool
-from flatfleet.runtime.engines.replacing import Launched, Undertaker
+from flatfleet.runtime.engines.replacing import How, Launched, Undertaker
 from flatfleet.runtime.engines.showing import Showing
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import HostDied, StoreError
@@ -79,7 +79,8 @@ class HostedEngine(InlineEngine):
         assert order is not None
         try:
             while True:
-                if launched.place is None and self._fleet.bookings.told_to_end(launched.name):
+                ends = self._fleet.draining or self._fleet.bookings.told_to_end(launched.name)
+                if launched.place is None and ends:
                     await self._retire(launched)
                     return
                 place = launched.place = launched.place or await self.pool.acquire()
@@ -95,15 +96,15 @@ class HostedEngine(InlineEngine):
                     launched.sent = True
                     if place.state == "gone":  # it died just after it had taken the order
                         self._chores.start(self._bury(place, [launched], "it died"))
+                    elif place.state == "leaving":
+                        self._follow(launched)
                     return
-        except asyncio.CancelledError:
+        except (Exception, asyncio.CancelledError) as error:
             if launched.place is not None:
                 self.pool.release(launched.place)
-            self._forget(launched)
-            raise
-        except Exception as error:
-            if launched.place is not None:
-                self.pool.release(launched.place)
+            if isinstance(error, asyncio.CancelledError):
+                self._forget(launched)
+                raise
             await self._give_up(launched, error)
 
     async def _give_up(self, launched: Launched, error: BaseException, *, told: bool = True) -> None:
@@ -121,22 +122,15 @@ class HostedEngine(InlineEngine):
     def _told_to_end(self, name: str) -> None:
         """A worker that waits for a host has nothing to finish: it ends at once, and its wait with it."""
         launched = self._launched_there.get(name)
-        if launched is not None and self._unplaced(launched):
+        if launched is not None and launched.unqueue():
+            self._forget(launched)
             self._chores.start(self._retire(launched))
 
     async def _retire(self, launched: Launched) -> None:
-        """A worker has ended before it began, as it was told to."""
+        """A worker has ended before it began, as it was told to, or all are."""
         self._forget(launched)
         about = {"status": "drained", "worker_id": launched.name, "processed": 0}
-        await self._undertaker.report(launched.name, "drained", about)
-
-    def _unplaced(self, launched: Launched) -> bool:
-        """Take a machine out of the queue; False if it has a place by now."""
-        if launched.task is None or launched.task.done() or launched.place is not None:
-            return False
-        launched.task.cancel()
-        self._forget(launched)
-        return True
+        await self._undertaker.report(launched.name, "drained", about if launched.worker else None)
 
     def _forget(self, launched: Launched) -> None:
         if self._launched_there.get(launched.name) is launched:
@@ -154,6 +148,9 @@ class HostedEngine(InlineEngine):
             self.on_named(event.id)
         elif event.kind == "ended" and event.id in self._launched_there:
             self._chores.start(self._over_there(self._launched_there[event.id], place, event))
+        elif event.kind == "leaving":
+            for launched in [each for each in self._launched_there.values() if each.place is place and each.sent]:
+                self._follow(launched)
         elif event.kind == "died" and not self.pool.closed:
             mine = [each for each in self._launched_there.values() if each.place is place and each.sent]
             if mine:
@@ -162,41 +159,49 @@ class HostedEngine(InlineEngine):
         if place.host.owner is not None:
             self._owners.add(place.host.owner)
 
+    def _follow(self, launched: Launched) -> None:
+        """Launch a worker in the place of one whose host leaves, once, while that finishes what it holds."""
+        if launched.heir is None:
+            launched.heir = self._chores.start(self._replace(launched, "its host was told to go", "leaving"))
+
     async def _over_there(self, launched: Launched, place: Place, event: Event) -> None:
-        """A machine has ended; if only because its host was told to go, another takes its place."""
+        """A machine has ended; if only because its host was told to go, another takes its place, or has it by now."""
         self.pool.release(place, time.monotonic() - launched.since)
         launched.place = None
+        left = place.state == "leaving"
         if event.error is not None:
             self._failures.append((event.id, event.error))
-        elif place.state == "leaving" and not self._fleet.draining:
-            await self._replace(launched, f"{place.host.id} was told to go", cut_off=event.cancelled)
+        elif left and not await launched.followed():
+            await self._replace(launched, f"{place.host.id} was told to go", "cut off" if event.cancelled else "ended")
         self._forget(launched)
 
     async def _bury(self, place: Place, mine: list[Launched], reason: str) -> None:
         """Hand back at once what a dead host held, and launch other workers in the place of its own."""
-        if place.host.owner is not None:
-            await self._undertaker.hand_back(place.host.owner)
+        await self._undertaker.hand_back(place.host.owner)
         for launched in mine:
             if self._launched_there.get(launched.name) is launched:
-                await self._replace(launched, f"{place.host.id} died: {reason}", cut_off=True)
+                if not await launched.followed():
+                    await self._replace(launched, f"{place.host.id} died: {reason}", "cut off")
                 self._forget(launched)
-        if place.host.owner is not None:
-            await self._undertaker.mark_lost(place.host.owner)
+        await self._undertaker.mark_lost(place.host.owner)
 
-    async def _replace(self, launched: Launched, why: str, *, cut_off: bool) -> None:
-        """Launch a worker in the place of one that is lost; a machine that is no worker has failed by it."""
+    async def _replace(self, launched: Launched, why: str, how: How) -> bool:
+        """Launch a worker in the place of one that loses its host; a machine that is no worker has failed by it.
+
+        True if one was launched. What fails while the host only leaves is tried once more when it has ended.
+        """
         if self._fleet.draining or self.pool.closed:
-            return
+            return False
         try:
-            order = await self._undertaker.successor(launched, cut_off=cut_off)
-        except HostDied as error:
-            await self._give_up(launched, HostDied(f"{why}; {error}"))
-        except StoreError as error:
-            await self._give_up(launched, HostDied(f"{why}; it could not be replaced: {error}"))
-        else:
-            if order is not None:
-                later = self._launched_there[order.machine_id] = launched.next(order)
-                self._dispatch(later)
+            order = await self._undertaker.successor(launched, how)
+        except (HostDied, StoreError) as error:
+            if how != "leaving":
+                await self._give_up(launched, HostDied(f"{why}; it could not be replaced: {error}"))
+            return False
+        if order is not None:
+            later = self._launched_there[order.machine_id] = launched.next(order)
+            self._dispatch(later)
+        return order is not None
 
     # -- the whole of it -----------------------------------------------------------------------------------------------
 
@@ -226,7 +231,8 @@ class HostedEngine(InlineEngine):
         super().drain()
         self.pool.drain()
         for launched in list(self._launched_there.values()):
-            self._unplaced(launched)
+            if launched.unqueue():
+                self._forget(launched)
 
     async def close(self, deadline: float) -> int:
         self.drain()
