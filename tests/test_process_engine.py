@@ -460,7 +460,7 @@ async def test_while_a_host_that_is_told_to_go_drains_others_work_in_the_place_o
 
 async def test_a_worker_that_ends_on_a_leaving_host_is_drained_and_replaced_no_second_time(hosts):
     there = hosts("min_size=1&max_size=1")
-    pool, place = await going(there, "a", "b")
+    pool, _place = await going(there, "a", "b")
     await there.came(2)
     await there.open()
     await there.engine.join()
@@ -525,7 +525,7 @@ async def test_where_the_store_is_away_when_a_host_leaves_its_workers_are_replac
 
     with monkeypatch.context() as patch:
         patch.setattr(there.store.driver, "set_status", away)
-        pool, place = await going(there, "a", "b")
+        pool, _place = await going(there, "a", "b")
         await there.until(lambda: asked)
         assert (await there.record("r-1")).status == "active"
     await there.open()
