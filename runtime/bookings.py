@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from flatfleet.runtime.errors import StoreError
@@ -23,11 +23,13 @@ class Bookings:
 
     A booking is a registration whose metadata says `booked`; it is renewed by this process's heartbeat until its worker
     registers itself, here or in another process, or it is ended. `booked_by` stays in the metadata for good.
+    `on_order(worker_id)` is called where one is told to end.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._names: set[str] = set()
+        self.on_order: Callable[[str], None] = lambda worker_id: None
 
     async def book(self, worker_id: str, about: dict[str, Any]) -> None:
         """Register a worker that is going to be launched; raises WorkerConflict if the id is alive elsewhere."""
@@ -38,6 +40,15 @@ class Bookings:
     def begun(self, worker_id: str) -> None:
         """A worker is no booking any more."""
         self._names.discard(worker_id)
+
+    def told(self, worker_id: str) -> None:
+        """A worker's status has changed: if it is a booking that was told to end, whoever is to launch it hears so."""
+        if self.told_to_end(worker_id):
+            self.on_order(worker_id)
+
+    def told_to_end(self, worker_id: str) -> bool:
+        """True for a booking of this process that somebody has told to end, so that it need not begin."""
+        return worker_id in self._names and self._fleet.workers.get(worker_id) == "terminating"
 
     def hand_over(self, worker_id: str) -> None:
         """Let another process begin with a worker: from now on this one does not renew it."""

@@ -243,3 +243,4 @@ class Fleet:
             logger.warning("worker %s is %s in the registry; it stops after its item", worker, status)
         if status != "active":
             self.lounge.dismiss(worker)
+            self.bookings.told(worker)

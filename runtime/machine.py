@@ -19,6 +19,7 @@ from flatfleet.runtime.children import Children
 from flatfleet.runtime.errors import ItemTimeout, MachineError, StateTimeout, StepLimitReached, UsageError
 from flatfleet.runtime.faults import describe
 from flatfleet.runtime.journal import Journal
+from flatfleet.runtime.launches import Launches
 from flatfleet.runtime.lease import Lease
 from flatfleet.runtime.stores.checkpoints import Checkpoints
 from flatfleet.runtime.templates import Conditions, Render, compile_template
@@ -45,7 +46,7 @@ _PASSED = {
 """The argument that each callback of the SDK's MachineHooks returns by default."""
 
 
-class Machine(Children, Waiting, FlatMachine):
+class Machine(Children, Launches, Waiting, FlatMachine):
     """A FlatMachine that is cheap to make (everything static is cached on its bundle), bounded, and resumable.
 
     Takes the SDK's arguments, and `leases`: the live leases of this process by item id. Children get the class, the
@@ -298,9 +299,6 @@ class Machine(Children, Waiting, FlatMachine):
             if channel is not None:
                 event, kwargs = "waiting", {**kwargs, "waiting_channel": channel}
         await super()._save_checkpoint(event, state_name, step, context, *args, **kwargs)
-
-    def _mark_launched(self, execution_id: str) -> None:
-        self._clear_pending_launch(execution_id)
 
 
 def _nests(data: dict[str, Any]) -> bool:

@@ -18,12 +18,13 @@ Step = Literal["launch", "drain", "record"]
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A live worker: its size, the item it holds, and since when (seconds since the epoch)."""
+    """A live worker: its size, the item it holds, since when (seconds since the epoch), and whether it has begun."""
 
     id: str
     parallelism: int = 1
     item: str | None = None
     since: float = 0.0
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def launches(missing: int, parallelism: int) -> int:
 def drains(workers: Iterable[Worker], surplus: int) -> list[Worker]:
     """Whom to drain: workers whose parallelism sums up to at most `surplus`, and none could be added.
 
-    The idle ones first, of these the largest; then those which have held their item for the shortest time.
+    The idle ones first, of these who has not begun, then the largest; after them those which have held their item for the
+    shortest time.
     """
     chosen = []
     for worker in sorted(workers, key=_loss):
@@ -127,9 +129,9 @@ def told_of(before: Mapping[str, Any] | None, over: int, at: float) -> dict[str,
     return {"over": over, "at": at}
 
 
-def _loss(worker: Worker) -> tuple[bool, float, int, str]:
+def _loss(worker: Worker) -> tuple[bool, float, bool, int, str]:
     busy = worker.item is not None
-    return busy, -worker.since if busy else 0.0, -worker.parallelism, worker.id
+    return busy, -worker.since if busy else 0.0, worker.begun, -worker.parallelism, worker.id
 
 
 # -- the registry: records of the SDK, with our metadata ---------------------------------------------------------------
@@ -147,7 +149,10 @@ def size(record: Any) -> int:
 def alive(records: Iterable[Any], pool: str, now: float, is_dead: Callable[[str], bool]) -> list[Worker]:
     """The workers of a pool that count."""
     live = active(records, pool, now, is_dead)
-    return [Worker(record.worker_id, size(record), record.current_task_id) for record in live]
+    return [
+        Worker(record.worker_id, size(record), record.current_task_id, begun=not record.metadata.get("booked"))
+        for record in live
+    ]
 
 
 def active(records: Iterable[Any], pool: str, now: float, is_dead: Callable[[str], bool]) -> list[Any]:

@@ -65,6 +65,14 @@ async def run(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
         found = await engine_notes.engines(store)
         return found and found[0]["hosts"] and found[0]["hosts"][0].get("pending")
 
+    async def attempts() -> list[Any]:
+        return [each for i in range(6) for each in await store.driver.attempts(f"p:i{i}")]
+
+    async def left() -> bool:
+        """The drained host has handed back what it held, and gone."""
+        released = [each.outcome for each in await attempts()].count("released")
+        return released == 2 and bool(places) and places[0].host.about()["pid"] != leaves
+
     async def came(n: int) -> None:
         async def here() -> bool:
             return len(await store.signals.peek("came")) >= n
@@ -86,18 +94,17 @@ async def run(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
     second, leaves = places[0].host.owner, places[0].host.about()["pid"]
     drain(cluster.address, node_of_the_host())
     await came(6)
+    await until(left)
     told.update(moved=places[0].host.about()["pid"] != leaves, second=second)
     await store.driver.put("gate", True)
     store.bell.announce("gate")
     await parts.engine.join()
     lost = [each for each in await store.registration.list() if each.status == "lost"]
-    handed_back = {
-        each.worker for i in range(6) for each in await store.driver.attempts(f"p:i{i}") if each.outcome == "released"
-    }
+    handed_back = {each.worker for each in await attempts() if each.outcome == "released"}
     owners = {each.worker_id: each.metadata["owner"] for each in await store.registration.list()}
     told.update(of_the_drained={owners[worker] for worker in handed_back} == {second})
-    attempts = [each.outcome for i in range(6) for each in await store.driver.attempts(f"p:i{i}")]
-    told.update(completed=(await pool.counts()).completed, attempts=sorted(attempts), lost=len(lost))
+    outcomes = sorted(each.outcome for each in await attempts())
+    told.update(completed=(await pool.counts()).completed, attempts=outcomes, lost=len(lost))
     told.update(of_the_dead={each.metadata["owner"] for each in lost} == {dead})
     told.update(failures=[str(each) for each in parts.engine.failures().values()])
     await parts.engine.close(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import json
+from dataclasses import replace
 
 import pytest
 from flatfleet.runtime.bundle import Bundle
@@ -16,10 +18,13 @@ from flatfleet.runtime.errors import (
     ItemTimeout,
     LeaseLost,
     MachineError,
+    PoolAtCapacity,
     StateTimeout,
     StepLimitReached,
+    StoreUnavailable,
     UsageError,
 )
+from flatfleet.runtime.launches import Launches
 from flatfleet.runtime.machine import _PASSED, Machine
 from flatmachines import FlatMachine, MachineHooks
 
@@ -717,6 +722,81 @@ async def test_launched_machines_leave_no_intents_behind(counted, flow):
     await counted.engine.join()
 
 
+class Invoker:
+    """Refuses to launch while it has `fault`, and notes what it launched."""
+
+    def __init__(self, fault=None):
+        self.fault, self.launched = fault, []
+
+    async def launch(self, caller_machine, target_config, input_data, execution_id):
+        if self.fault is not None and input_data.get("worker_id") != "w1":
+            raise self.fault
+        self.launched.append((target_config["data"]["name"], input_data, execution_id))
+
+
+def launcher(flow):
+    """Launches two machines, takes a refusal for an answer, and waits to be told to go on."""
+    states = {
+        "start": {
+            "launch": "c",
+            "launch_input": {"worker_id": "w1"},
+            "transitions": [to("second")],
+        },
+        "second": {
+            "launch": "c",
+            "launch_input": {"worker_id": "w2"},
+            "on_error": {"default": "wait"},
+            "transitions": [to("wait")],
+        },
+        "wait": {"wait_for": "go", "transitions": [to("done")]},
+        "done": {"type": "final", "output": {"error": "context.last_error"}},
+    }
+    saved = {"persistence": {"enabled": True, "backend": "memory", "checkpoint_on": ["state_enter", "waiting"]}}
+    return flow(states, {}, machines={"c": flow({"start": {"type": "final"}}, name="c")}, **saved)
+
+
+async def test_a_launch_that_was_refused_leaves_no_intent_which_a_resume_would_carry_out(kit, flow):
+    config = Bundle.of(launcher(flow))
+    machine = kit.machine(config, "m")
+    machine.invoker = Invoker(PoolAtCapacity("full"))
+    assert (await machine.run())["_waiting"]
+    assert [about["worker_id"] for _, about, _ in machine.invoker.launched] == ["w1"]
+    snapshot = json.loads((await kit.store.driver.load_snapshot("m")).body)
+    assert not snapshot.get("pending_launches")
+    await kit.store.signals.send("go", {})
+    again = kit.machine(config, "m")
+    again.invoker = Invoker()
+    assert await again.execute(resume_from="m") == {"error": "full"}
+    assert again.invoker.launched == []
+
+
+@pytest.mark.parametrize("fault", [None, PoolAtCapacity("full"), StoreUnavailable("away")])
+async def test_an_intent_that_a_snapshot_holds_is_carried_out_by_the_engine(kit, flow, fault, caplog):
+    config = Bundle.of(launcher(flow))
+    machine = kit.machine(config, "m")
+    machine.invoker = Invoker()
+    assert (await machine.run())["_waiting"]
+    row = await kit.store.driver.load_snapshot("m")
+    about = {"machine": "c", "launched": False}
+    intents = [about | {"execution_id": f"e{n}", "input": {"worker_id": f"w{n}"}} for n in (1, 2, 3)]
+    intents.append(about | {"execution_id": "e4", "input": {}, "launched": True})
+    body = json.dumps(json.loads(row.body) | {"pending_launches": intents}).encode()
+    await kit.store.driver.save_snapshot(replace(row, body=body), None, None)
+    await kit.store.results.write("flatagents://e3/result", {})
+    again = kit.machine(config, "m")
+    again.invoker = Invoker(fault)
+    if isinstance(fault, StoreUnavailable):
+        with pytest.raises(StoreUnavailable):
+            await again.execute(resume_from="m")
+        assert len(json.loads((await kit.store.driver.load_snapshot("m")).body)["pending_launches"]) == 4
+        return
+    assert (await again.execute(resume_from="m"))["_waiting"]
+    first = ("c", {"worker_id": "w1"}, "e1")
+    assert again.invoker.launched == ([first] if fault else [first, ("c", {"worker_id": "w2"}, "e2")])
+    assert ("m cannot launch c any more: full" in caplog.text) is (fault is not None)
+    assert again._pending_launches == []
+
+
 # -- the SDK under it --------------------------------------------------------------------------------------------------
 
 PINNED = {
@@ -734,16 +814,16 @@ PINNED = {
     "_render_template": "self, template_str, variables",
     "_render_dict": "self, data, variables",
     "_save_checkpoint": "self, event, state_name, step, context, output=None, waiting_channel=None, tool_loop_state=None",
-    "_mark_launched": "self, execution_id",
+    "_launch_fire_and_forget": "self, machines, input_data",
+    "_resume_pending_launches": "self",
     "_invoke_machine_single": "self, machine_name, input_data, timeout=None",
     "_invoke_machines_parallel": ("self, machines, input_data, mode='settled', timeout=None, per_machine_inputs=None"),
     "_invoke_foreach": "self, items, as_var, key_expr, machine_name, input_template, mode='settled', timeout=None",
 }
-"""The SDK's methods that Machine and Children override, as they were read."""
+"""The SDK's methods that Machine, Children and Launches override, as they were read."""
 
 CALLED = {
     "_resolve_machine_config": "self, name",
-    "_clear_pending_launch": "self, execution_id",
     "_get_state_hooks": "self, state_name",
     "_evaluate_condition": "self, condition, context",
 }
@@ -757,7 +837,12 @@ def shape(function):
 
 
 def test_every_override_of_the_sdk_is_pinned():
-    ours = {name for part in (Machine, Children) for name in vars(part) if callable(getattr(FlatMachine, name, None))}
+    ours = {
+        name
+        for part in (Machine, Children, Launches)
+        for name in vars(part)
+        if callable(getattr(FlatMachine, name, None))
+    }
     ours -= {"__init__", "__class__", "__doc__"}
     assert ours == set(PINNED), "Machine overrides other methods of the SDK than PINNED lists: pin them, too"
 
@@ -767,7 +852,7 @@ def test_the_installed_sdk_has_the_signatures_that_machine_stands_on(name):
     expected, got = (PINNED | CALLED)[name], shape(getattr(FlatMachine, name))
     assert got == expected, (
         f"the installed flatmachines changed FlatMachine.{name}({expected}) into ({got}): read its new body, adapt "
-        "runtime/machine.py or runtime/children.py, and pin the new signature"
+        "runtime/machine.py, children.py or launches.py, and pin the new signature"
     )
     if name in PINNED:
         parameters = list(inspect.signature(getattr(Machine, name)).parameters.values())

@@ -15,6 +15,7 @@ from flatfleet.commands import status
 from flatfleet.runtime import bundle, engine_notes
 from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.crew import Crew
+from flatfleet.runtime.engines.hosts import Event
 from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, PoolAtCapacity, StoreError, UnknownAction
 from flatfleet.runtime.owner import machine
 from flatfleet.runtime.stores.bell import heard
@@ -62,6 +63,10 @@ class Hosts:
         for name in names:
             await self.engine.launch(self.caller, config, {"pool": "p", "worker_id": name, **input}, name)
         return pool
+
+    async def booked(self, run):
+        name, _ = await Crew(self.kit.fleet, "p").reserve(run, 1, {"parallelism": 1})
+        return name
 
     async def came(self, n):
         with self.store.bell.listen("came") as rung:
@@ -287,6 +292,89 @@ async def test_a_booking_that_waits_for_a_host_is_renewed_and_ended_with_its_eng
     assert (await there.record(name)).metadata["ended"] == "never launched"
 
 
+async def waiting(there, *names):
+    """The only place is taken by `m1`, and booked workers wait for it."""
+    await there.launch("work", "m1")
+    await there.came(1)
+    await there.workers(*[await there.booked(name) for name in names], items=["a"])
+    await there.until(lambda: there.engine.pool.metrics()["queued"] == len(names))
+
+
+async def test_a_worker_that_waits_for_a_host_and_is_told_to_end_leaves_the_queue_at_once(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1")
+    await waiting(there, "r", "s")
+    await there.store.driver.set_status("s-1", "terminating", {"drained_by": "somebody"})
+    there.store.bell.announce("workers")
+    await there.until(lambda: there.engine.pool.metrics()["queued"] == 1)
+    assert there.engine.live() == 2
+    await there.open()
+    await there.engine.join()
+    record = await there.record("s-1")
+    assert (record.status, record.metadata["ended"], record.metadata["processed"]) == ("terminated", "drained", 0)
+    assert await there.result("s-1") == {"status": "drained", "worker_id": "s-1", "processed": 0}
+    assert (await there.result("r-1"))["processed"] == 1
+    assert there.engine.failures() == {}
+    assert there.engine.pool.metrics()["requests"] == 3
+
+
+async def test_one_that_was_told_to_end_before_it_is_launched_needs_no_host(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1&queue=false")
+    await there.launch("work", "m1")
+    await there.came(1)
+    name = await there.booked("r")
+    await there.store.driver.set_status(name, "terminating", {"drained_by": "somebody"})
+    await there.kit.fleet.look()
+    await there.workers(name, items=["a"])
+    await there.until(lambda: there.engine.live() == 1)
+    await there.open()
+    await there.engine.join()
+    assert (await there.record(name)).metadata["ended"] == "drained"
+
+
+async def test_one_that_is_told_to_end_in_the_moment_it_gets_a_place_gives_that_back(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1")
+    await waiting(there, "r")
+    (place,) = there.engine.pool.places
+    place.leave()
+    there.engine.pool._serve()
+    assert place.reserved == 1
+    there.kit.fleet._told("r-1", "terminating")
+    place.enter()
+    assert there.engine.live() == 1
+    await there.until(lambda: place.reserved == 1)
+    await there.open()
+    await there.engine.join()
+    assert (await there.record("r-1")).metadata["ended"] == "drained"
+    assert there.engine.pool.metrics()["active"] == 0
+
+
+async def test_one_that_is_told_to_end_on_its_way_to_a_host_ends_there(hosts, monkeypatch):
+    there = hosts("min_size=1&max_size=1")
+    await there.run("about")
+    (place,) = there.engine.pool.places
+    launch = place.host.launch
+
+    async def told(order):
+        await there.store.driver.set_status("r-1", "terminating", {"drained_by": "somebody"})
+        await there.kit.fleet.look()
+        await launch(order)
+
+    monkeypatch.setattr(place.host, "launch", told)
+    pool = await there.workers(await there.booked("r"), items=["a"])
+    await there.engine.join()
+    assert await there.result("r-1") == {"status": "drained", "worker_id": "r-1", "processed": 0}
+    assert (await pool.counts()).waiting == 1
+    assert await there.record("r-1.2") is None
+
+
+async def test_what_was_launched_just_before_the_engine_is_drained_is_not_waited_for(hosts):
+    there = hosts("min_size=1&max_size=1&slots=1")
+    await there.workers("w1", items=["a"])
+    there.engine.drain()
+    assert there.engine.live() == 0
+    await there.engine.join()
+
+
 # -- what dies, and what is told to go ---------------------------------------------------------------------------------
 
 
@@ -340,21 +428,129 @@ async def test_a_machine_that_is_no_worker_fails_with_its_host_and_whoever_waits
     assert (await there.run("work", "m2"))["out"] == "m2"
 
 
-async def test_a_host_that_is_told_to_go_drains_and_is_replaced_with_its_workers(hosts):
-    there = hosts("min_size=1&max_size=1")
-    pool = await there.workers("w1", items=["a", "b"])
+async def going(there, *items, **about):
+    """`r-1` has begun with the first item, and its host, the first one, is told to go."""
+    pool = await there.workers(await there.booked("r"), items=items, **about)
     await there.came(1)
-    pid = there.pids()[0]
-    os.kill(pid, signal.SIGTERM)
-    await there.until(lambda: [place.state for place in there.engine.pool.places].count("leaving"))
-    assert (await pool.counts()).claimed == 1
+    (place,) = [each for each in there.engine.pool.places if each.ready]
+    os.kill(place.host.about()["pid"], signal.SIGTERM)
+    await there.until(lambda: place.state == "leaving")
+    return pool, place
+
+
+async def test_while_a_host_that_is_told_to_go_drains_others_work_in_the_place_of_its_workers(hosts):
+    there = hosts("min_size=1&max_size=1")
+    pool, place = await going(there, "a", "b")
+    await there.came(2)
+    old, new = await there.record("r-1"), await there.record("r-1.2")
+    assert (old.status, old.metadata["replaced_by"]) == ("terminating", "r-1.2")
+    assert (new.status, new.metadata["booked"]) == ("active", False)
+    assert new.pid != old.pid
+    assert (await pool.counts()).claimed == 2
+    assert await Crew(there.kit.fleet, "p").live() == 1
+    there.engine._heard(place, Event("leaving"))  # it is told once more: nobody is launched for that
     await there.open()
     await there.engine.join()
-    assert await there.result("w1") == {"status": "drained", "worker_id": "w1", "processed": 1}
-    assert (await there.result("w1.2"))["processed"] == 1
-    assert (await there.record("w1")).metadata["replaced_by"] == "w1.2"
+    assert (await there.result("r-1.2"))["processed"] == 1
+    ended = {each.worker_id: each.status for each in await there.store.registration.list()}
+    assert ended == {"r-1": "terminated", "r-1.2": "terminated"}
+    assert there.engine.failures() == {}
+    await there.until(lambda: not Path(f"/proc/{old.pid}").exists())
+
+
+async def test_a_worker_that_ends_on_a_leaving_host_is_drained_and_replaced_no_second_time(hosts):
+    there = hosts("min_size=1&max_size=1")
+    pool, _place = await going(there, "a", "b")
+    await there.came(2)
+    await there.open()
+    await there.engine.join()
+    assert await there.result("r-1") == {"status": "drained", "worker_id": "r-1", "processed": 1}
+    assert (await there.record("r-1")).metadata["ended"] == "drained"
     assert [len(await pool.attempts(f"p:{key}")) for key in "ab"] == [1, 1]
-    await there.until(lambda: not Path(f"/proc/{pid}").exists())
+    assert {each.worker_id for each in await there.store.registration.list()} == {"r-1", "r-1.2"}
+
+
+async def test_a_leaving_host_that_is_killed_has_its_items_handed_back_and_its_workers_replaced_once(hosts):
+    there = hosts("min_size=1&max_size=1")
+    pool, place = await going(there, "a", "b")
+    await there.came(2)
+    os.kill((await there.record("r-1")).pid, signal.SIGKILL)
+    await there.until(lambda: place.state == "gone")
+    await there.open()
+    await there.engine.join()
+    outcomes = [[each.outcome for each in await pool.attempts(f"p:{key}")] for key in "ab"]
+    assert sorted(outcomes) == [["completed"], ["crashed", "completed"]]
+    statuses = {each.worker_id: each.status for each in await there.store.registration.list()}
+    assert statuses == {"r-1": "lost", "r-1.2": "terminated"}
+    assert (await there.result("r-1.2"))["processed"] == 2
+
+
+async def test_a_worker_that_was_told_to_end_is_not_replaced_when_its_host_leaves(hosts):
+    there = hosts("min_size=1&max_size=1")
+    pool = await there.workers(await there.booked("r"), items=["a"])
+    await there.came(1)
+    await there.store.driver.set_status("r-1", "terminating", {"drained_by": "somebody"})
+    (place,) = there.engine.pool.places
+    os.kill(place.host.about()["pid"], signal.SIGTERM)
+    await there.until(lambda: place.state == "leaving")
+    await there.open()
+    await there.engine.join()
+    assert (await pool.counts()).completed == 1
+    assert await there.record("r-1.2") is None
+    assert (await there.record("r-1")).metadata["ended"] == "drained"
+
+
+async def test_one_that_does_not_register_is_replaced_at_once_too_and_what_is_no_worker_goes_on(hosts):
+    there = hosts("min_size=1&max_size=1")
+    await there.launch("work", "m1")
+    await there.workers("free", items=["a", "b"], registration="none")
+    await there.came(2)
+    os.kill(there.pids()[0], signal.SIGTERM)
+    await there.came(3)
+    await there.open()
+    await there.engine.join()
+    assert (await there.result("m1"))["out"] == "m1"
+    assert (await there.result("free"))["status"] == "drained"
+    assert (await there.result("free.2"))["processed"] == 1
+    assert await there.result("free.3") is None
+    assert there.engine.failures() == {}
+
+
+async def test_where_the_store_is_away_when_a_host_leaves_its_workers_are_replaced_when_they_end(hosts, monkeypatch):
+    there, asked = hosts("min_size=1&max_size=1"), []
+
+    async def away(*_, **__):
+        asked.append(1)
+        raise StoreError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(there.store.driver, "set_status", away)
+        pool, _place = await going(there, "a", "b")
+        await there.until(lambda: asked)
+        assert (await there.record("r-1")).status == "active"
+    await there.open()
+    await there.engine.join()
+    assert (await pool.counts()).completed == 2
+    assert (await there.result("r-1"))["processed"] == (await there.result("r-1.2"))["processed"] == 1
+    assert there.engine.failures() == {}
+
+
+async def test_a_worker_whose_place_is_taken_while_all_are_told_to_stop_is_not_launched(hosts, monkeypatch):
+    there = hosts("min_size=1&max_size=1")
+    successor = there.engine._undertaker.successor
+
+    async def late(launched, how):
+        order = await successor(launched, how)
+        there.engine.drain()
+        return order
+
+    monkeypatch.setattr(there.engine._undertaker, "successor", late)
+    await going(there, "a", "b")
+    await there.open()
+    await there.engine.join()
+    assert (await there.record("r-1.2")).metadata["ended"] == "drained"
+    assert (await there.result("r-1"))["processed"] == 1
+    assert (await there.store.work.pool("p").counts()).waiting == 1
 
 
 async def test_what_does_not_end_within_the_grace_of_a_host_that_has_to_go_is_handed_back_unburnt(hosts):

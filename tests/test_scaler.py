@@ -14,7 +14,7 @@ from flatfleet.hooks import scaling as actions
 from flatfleet.hooks import sources
 from flatfleet.runtime import bundle, decisions
 from flatfleet.runtime.crew import Crew
-from flatfleet.runtime.errors import StoreUnavailable
+from flatfleet.runtime.errors import PoolAtCapacity, StoreUnavailable
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.owner import _started
 from flatfleet.runtime.owner import machine as this_machine
@@ -168,6 +168,34 @@ async def test_messages_are_decided_in_their_order_each_on_what_the_one_before_h
     ]
     assert made[2]["error"] == "if_current is 4, but the target is 5"
     assert len({worker for each in made for worker in each["launched"]}) == 5
+    await crew.end()
+
+
+async def test_a_launch_that_the_engine_refuses_is_one_failed_decision_and_the_next_message_is_obeyed(
+    any_kit, crew, monkeypatch
+):
+    launch = any_kit.engine.launch
+
+    async def full(caller_machine, target_config, input_data, execution_id):
+        name = str(input_data.get("worker_id"))
+        if name.endswith("-2"):
+            await any_kit.fleet.bookings.end(name, "PoolAtCapacity")
+            raise PoolAtCapacity("the engine's pool is full")
+        await launch(caller_machine, target_config, input_data, execution_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(any_kit.engine, "launch", full)
+        (failed,) = await crew.scale({"target": 3})
+    assert (failed["outcome"], failed["error"]) == ("failed", "the engine's pool is full")
+    await crew.runs(1)
+    await crew.store.signals.send(CHANNEL, {"target": 2})
+    async with asyncio.timeout(SOON):  # as a dispatcher does
+        assert await any_kit.engine.resume("p.scaler") == "parked"
+    applied = (await crew.record.decisions(1000))[-1]
+    assert facts(applied) == ["applied", None, 2, 1, 2, 1, 0]
+    await crew.runs(2)
+    assert len(await crew.records()) == 3
+    assert any_kit.engine.failures() == {}
     await crew.end()
 
 

@@ -271,6 +271,12 @@ def test_a_surplus_is_told_at_its_second_look_and_then_once_of_each_number():
     assert before is None
 
 
+def test_of_the_idle_those_who_have_not_begun_are_drained_first():
+    workers = [*crew(2, 1, 1), Worker("d", begun=False)]
+    assert names(scaling.drains(workers, 1)) == "d"
+    assert names(scaling.drains(workers, 3)) == "da"
+
+
 @given(st.lists(st.tuples(SIZES, st.one_of(st.none(), st.floats(0, 1e9)))), st.integers(-5, 60))
 def test_draining_never_undershoots_and_leaves_nobody_who_fits(drawn, surplus):
     workers = [Worker(f"w{n}", size, at and f"p:{n}", at or 0.0) for n, (size, at) in enumerate(drawn)]

@@ -34,7 +34,7 @@ class Engine(Protocol):
 
         Where there are hosts, those with a `machine_id` or `settings.background` stay in this process, and the others go to
         a host; EngineError where none can be had, PoolAtCapacity where this one would have to queue and may not. A worker
-        whose host dies, or is told to go by others, is launched once more, under another id, in its place.
+        whose host dies, or is told to go by others, is launched once more at once, under another id, in its place.
         """
         ...
 

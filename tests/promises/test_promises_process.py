@@ -254,6 +254,29 @@ def test_promise_13_a_host_that_is_told_to_go_drains_and_the_run_goes_on(trial, 
     assert check_results(trial, names).keys() == {"completed"}
 
 
+def test_promise_13_while_a_busy_host_drains_others_work_in_the_place_of_its_workers(trial, launch):
+    """Promise 13: nothing waits for what a host that has to go still holds, and each item is done once."""
+    go, names = trial.path / "go", [f"i{k}" for k in range(6)]
+    source = trial.items([{"key": name, "do": {"first": "wait"}, "until": str(go)} for name in names])
+    process = launch(source, 3, engine="process?min_size=1&max_size=2&slots=3")
+    trial.until(lambda: trial.db.exists() and trial.counts().claimed == 3)
+    before = trial.ask(lambda store: store.registration.list())
+    for pid in {each.pid for each in before}:
+        os.kill(pid, signal.SIGTERM)
+    trial.until(lambda: trial.counts().claimed == 6)
+    found = {each.worker_id: each for each in trial.ask(lambda store: store.registration.list())}
+    assert len(found) == 6
+    for each in before:
+        assert found[each.worker_id].status == "terminating"
+        assert found[f"{each.worker_id}.2"].status == "active"
+    go.touch()
+    assert process.wait(60) == 0, process.end()
+    assert check_results(trial, names) == {"completed": 6}
+    said = json.loads(process.out.read_text())
+    assert (said["handed_back"], said["failures"]) == (0, {})
+    assert len(trial.ask(lambda store: store.registration.list())) == 6
+
+
 def test_a_run_leaves_nothing_open_and_says_nothing_of_what_it_left(trial, launch, monkeypatch):
     """A ResourceWarning of the parent or of a host, or a word of multiprocessing's resource tracker, would be a leak."""
     monkeypatch.setenv("PYTHONWARNINGS", "always::ResourceWarning")
