@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from flatfleet.benchmarks import crews, fleets
-from flatfleet.benchmarks.brokers import work
 from flatfleet.benchmarks.crews import BUSY, LOADS, Broker, Load
 from flatfleet.benchmarks.fleets import Fleet
 from flatfleet.benchmarks.harness import Case, Contestant, Goal, Values, correct
@@ -49,6 +48,8 @@ def _bare(w: int) -> Contestant:
     """What the cores give without any queue."""
 
     def run(folder: Path, n: int) -> Values:
+        from flatfleet.benchmarks.brokers import work  # reads the server's URL when it is imported
+
         (load,) = BUSY
         count = load.size(n, w)
         with multiprocessing.get_context("spawn").Pool(w) as pool:

@@ -315,6 +315,7 @@ async def test_a_worker_that_waits_for_a_host_and_is_told_to_end_leaves_the_queu
     assert (await there.result("r-1"))["processed"] == 1
     assert there.engine.failures() == {}
     assert there.engine.pool.metrics()["requests"] == 3
+    assert there.kit.fleet.bookings._names == set()  # nothing is kept of workers that have ended
 
 
 async def test_one_that_was_told_to_end_before_it_is_launched_needs_no_host(hosts):

@@ -167,6 +167,7 @@ class HostedEngine(InlineEngine):
     async def _over_there(self, launched: Launched, place: Place, event: Event) -> None:
         """A machine has ended; if only because its host was told to go, another takes its place, or has it by now."""
         self.pool.release(place, time.monotonic() - launched.since)
+        self._fleet.bookings.begun(launched.name)
         launched.place = None
         left = place.state == "leaving"
         if event.error is not None:
