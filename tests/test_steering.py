@@ -509,8 +509,8 @@ async def test_a_served_worker_does_not_retire_because_its_pool_is_paused(any_ki
     pool = await push(any_kit, "a")
     await pool.pause(math.inf)
     any_kit.fleet.served = True
-    crew.start("w1", idle_timeout=0.02)
-    await asyncio.sleep(0.2)
+    crew.start("w1", idle_timeout=0.4)  # more than a look at the pool takes on a busy machine
+    await asyncio.sleep(0.7)
     assert not crew.tasks["w1"].done()
     await pool.pause(None)
     await asyncio.wait_for(crew.busy.setdefault("a", asyncio.Event()).wait(), 2 * PROMPT)
