@@ -6,6 +6,7 @@ channel on which each run of `work` says that it is there, and `gate` the entry 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -70,6 +71,26 @@ async def spin(context: dict[str, Any], fleet: Any) -> dict[str, Any]:
         n += k * k
     context["out"] = n
     return context
+
+
+class Gate:
+    """The action `work` waits until the gate is open; who has come to it says so."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    async def open(self) -> None:
+        await self._store.driver.put("gate", True)
+        self._store.bell.announce("gate")
+
+    async def runs(self) -> int:
+        return len(await self._store.signals.peek("came"))
+
+    async def reached(self, n: int, within: float = 30.0) -> None:
+        with self._store.bell.listen("came") as rung:
+            async with asyncio.timeout(within):
+                while await self.runs() < n:
+                    await heard(rung, 0.5)
 
 
 async def opened(store: Any) -> None:

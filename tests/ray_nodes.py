@@ -96,8 +96,7 @@ async def run(cluster: Any, folder: Path, told: dict[str, Any]) -> None:
     await came(6)
     await until(left)
     told.update(moved=places[0].host.about()["pid"] != leaves, second=second)
-    await store.driver.put("gate", True)
-    store.bell.announce("gate")
+    await engine_hooks.Gate(store).open()
     await parts.engine.join()
     lost = [each for each in await store.registration.list() if each.status == "lost"]
     handed_back = {each.worker for each in await attempts() if each.outcome == "released"}

@@ -11,10 +11,10 @@ import gc
 from pathlib import Path
 
 import pytest
+from engine_hooks import Gate
 from flatfleet.runtime import bundle
 from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.errors import StoreUnavailable
-from flatfleet.runtime.stores.bell import heard
 from flatmachines import FlatMachine
 
 #: Every engine that has to keep the contract, with the store that it is tried over.
@@ -80,26 +80,6 @@ def children():
 @pytest.fixture
 def engine(any_kit):
     return any_kit.engine
-
-
-class Gate:
-    """The action `work` waits until the gate is open; who has come to it says so."""
-
-    def __init__(self, store):
-        self._store = store
-
-    async def open(self):
-        await self._store.driver.put("gate", True)
-        self._store.bell.announce("gate")
-
-    async def runs(self):
-        return len(await self._store.signals.peek("came"))
-
-    async def reached(self, n):
-        with self._store.bell.listen("came") as rung:
-            async with asyncio.timeout(30):
-                while await self.runs() < n:
-                    await heard(rung, 1.0)
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from counting import steps_of_python
 from flatfleet.runtime import metrics
 from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.fleet import Fleet
@@ -44,8 +44,8 @@ async def fill(store: Any, start: int, n: int) -> None:
 
 async def steps(driver: Any, call: Callable[[], Awaitable[Any]]) -> int:
     """The steps of SQLite's machine in a call, on both connections; of a store in memory, those of Python."""
-    count = itertools.count()
     if isinstance(driver, SQLiteDriver):
+        count = itertools.count()
         await call()  # opens the connection for long reads
         both = [each._conn for each in (driver._group._connection, driver._group._reader) if each is not None]
         for db in both:
@@ -56,19 +56,7 @@ async def steps(driver: Any, call: Callable[[], Awaitable[Any]]) -> int:
             for db in both:
                 db.set_progress_handler(None, 0)
         return next(count)
-
-    def trace(frame: Any, event: str, _: Any) -> Any:
-        frame.f_trace_opcodes = True
-        next(count)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        await call()
-    finally:
-        sys.settrace(before)
-    return next(count)
+    return await steps_of_python(call)
 
 
 async def test_an_observation_does_not_cost_by_the_items(any_kit):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from engine_hooks import Gate
 from flatfleet import run
 from flatfleet.commands import status
 from flatfleet.runtime import bundle, engine_notes
@@ -18,7 +19,6 @@ from flatfleet.runtime.crew import Crew
 from flatfleet.runtime.engines.hosts import Event
 from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, PoolAtCapacity, StoreError, UnknownAction
 from flatfleet.runtime.owner import machine
-from flatfleet.runtime.stores.bell import heard
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +31,8 @@ class Hosts:
     def __init__(self, kit, flow, folder):
         self.kit, self.engine, self.store, self._flow, self._folder = kit, kit.engine, kit.store, flow, folder
         self.caller = kit.machine(flow({"start": {"type": "final"}}))
+        gate = Gate(self.store)
+        self.came, self.open = gate.reached, gate.open
 
     def config(self, action, **settings):
         states = {
@@ -67,16 +69,6 @@ class Hosts:
     async def booked(self, run):
         name, _ = await Crew(self.kit.fleet, "p").reserve(run, 1, {"parallelism": 1})
         return name
-
-    async def came(self, n):
-        with self.store.bell.listen("came") as rung:
-            async with asyncio.timeout(30):
-                while len(await self.store.signals.peek("came")) < n:
-                    await heard(rung, 0.5)
-
-    async def open(self):
-        await self.store.driver.put("gate", True)
-        self.store.bell.announce("gate")
 
     async def until(self, happened):
         async with asyncio.timeout(30):

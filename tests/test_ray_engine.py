@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from engine_hooks import Gate
 from flatfleet.runtime import bundle
 from flatfleet.runtime.bundle import Bundle
 from flatfleet.runtime.engines.hosts import Setup
 from flatfleet.runtime.engines.ray_places import Placement
 from flatfleet.runtime.engines.spec import parse
 from flatfleet.runtime.errors import EngineError, EngineUrlError
-from flatfleet.runtime.stores.bell import heard
 
 HERE = str(Path(__file__).parent)
 
@@ -64,15 +64,7 @@ def workers(there, flow, tmp_path):
 
 
 async def came(kit, n):
-    with kit.store.bell.listen("came") as rung:
-        async with asyncio.timeout(60):
-            while len(await kit.store.signals.peek("came")) < n:
-                await heard(rung, 0.5)
-
-
-async def open_gate(kit):
-    await kit.store.driver.put("gate", True)
-    kit.store.bell.announce("gate")
+    await Gate(kit.store).reached(n, within=60)
 
 
 def up(kit):
@@ -90,7 +82,7 @@ async def test_a_host_that_is_killed_takes_only_its_own_workers_and_all_is_done_
     assert len(hosts) == 2
     os.kill(hosts[0].about()["pid"], signal.SIGKILL)
     await came(there, 8)
-    await open_gate(there)
+    await Gate(there.store).open()
     await there.engine.join()
     assert (await pool.counts()).completed == 20
     outcomes = [[each.outcome for each in await there.store.driver.attempts(f"p:i{i}")] for i in range(20)]
@@ -112,7 +104,7 @@ async def test_a_host_that_is_terminated_drains_within_its_grace_and_is_replaced
     async with asyncio.timeout(60):
         while first in up(there):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await open_gate(there)
+    await Gate(there.store).open()
     await there.engine.join()
     assert (await pool.counts()).completed == 8
     outcomes = [each.outcome for i in range(8) for each in await there.store.driver.attempts(f"p:i{i}")]
@@ -130,7 +122,7 @@ async def test_what_a_host_logs_is_shown_here_and_it_knows_what_its_launcher_kno
     await there.engine.launch(there.caller, Bundle.of(flow(states, {"out": None})), {}, "m1")
     bad = {"start": {"action": "work", "hooks": "test", "transitions": [{"to": "done"}]}, "done": {"type": "final"}}
     await there.engine.launch(there.caller, Bundle.of(flow(bad, {"item": "bad"})), {}, "m2")
-    await open_gate(there)
+    await Gate(there.store).open()
     await there.engine.join()
     told = (await there.store.results.read("flatagents://m1/result", block=False))["out"]
     assert told["folder"] == str(Path.cwd())

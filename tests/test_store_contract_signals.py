@@ -6,12 +6,12 @@ import asyncio
 import functools
 import itertools
 import sqlite3
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any
 
 import pytest
+from counting import steps_of_python
 from flatfleet.runtime.errors import LeaseLost
 from flatfleet.runtime.stores.memory import MemoryDriver
 from flatfleet.runtime.stores.records import DELIVERED, Failure, NewItem, SnapshotRow
@@ -798,24 +798,6 @@ async def steps_of_sqlite(driver: SQLiteDriver, call: Callable[[], Any]) -> tupl
         db.set_progress_handler(None, 0)
         db.set_trace_callback(None)
     return next(steps), said
-
-
-async def steps_of_python(call: Callable[[], Any]) -> int:
-    """The instructions of Python in a call."""
-    steps = itertools.count()
-
-    def trace(frame: Any, event: str, _: Any) -> Any:
-        frame.f_trace_opcodes = True
-        next(steps)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        await call()
-    finally:
-        sys.settrace(before)
-    return next(steps)
 
 
 async def busy(driver: Any, parked: int) -> None:
