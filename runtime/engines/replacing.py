@@ -111,11 +111,12 @@ class Undertaker:
         """Hand back, burning no attempt, what hosts still hold that were stopped, and deregister their workers."""
         n, driver = 0, self._store.driver
         try:
-            for owner in owners & set(await driver.owners()):
+            left = owners & set(await driver.owners())
+            for owner in left:
                 n += await driver.hand_back(owner=owner, crashed=False)
-                for record in await driver.workers():
-                    if record.status in LIVE_WORKER and record.metadata["owner"] == owner:
-                        await driver.set_status(record.worker_id, "terminated", {"ended": "drained"})
+            for record in await driver.workers(statuses=LIVE_WORKER) if left else ():
+                if record.metadata["owner"] in left:
+                    await driver.set_status(record.worker_id, "terminated", {"ended": "drained"})
         except StoreError as error:
             logger.warning("what hosts held waits until their leases are over: %s", error)
         return n
