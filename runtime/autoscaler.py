@@ -73,7 +73,7 @@ class Autoscaler:
         known: dict[str, bool] = context.setdefault("spot_hosts", {})
         counts = functools.partial(spending.spot, fleet, self._record.name, known=known)
         return await metrics.observe(
-            fleet.store, self._record.name, s, counts if s.prefer_spot and routing.SPOT in fleet.offers else None
+            fleet.store, self._record.name, s, counts if s.prefer_spot and costs.SPOT in fleet.offers else None
         )
 
     async def _settle(self) -> None:

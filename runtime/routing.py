@@ -13,11 +13,10 @@ from typing import Any
 from flatfleet.runtime import scaling
 from flatfleet.runtime.errors import did_you_mean
 from flatfleet.runtime.owner import is_dead
-from flatfleet.runtime.policies.costs import ON_DEMAND, SPOT
 from flatfleet.runtime.stores.keys import check_capabilities
 from flatfleet.runtime.stores.records import LIVE_WORKER
 
-__all__ = ["ON_DEMAND", "SPOT", "Unserved", "among", "check_capabilities", "missing", "offers", "told", "unserved"]
+__all__ = ["Unserved", "among", "check_capabilities", "missing", "offers", "told", "unserved"]
 
 SHOWN = 5
 """Sets of capabilities that are named at most."""

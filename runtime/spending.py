@@ -9,8 +9,7 @@ from typing import Any
 from flatfleet.runtime import scaling
 from flatfleet.runtime.fleet import Fleet
 from flatfleet.runtime.owner import is_dead
-from flatfleet.runtime.policies.costs import Mix, Ran
-from flatfleet.runtime.routing import SPOT
+from flatfleet.runtime.policies.costs import SPOT, Mix, Ran
 from flatfleet.runtime.stores.buckets import Activity
 from flatfleet.runtime.stores.fleets import FleetRecord
 from flatfleet.runtime.stores.records import LIVE_WORKER

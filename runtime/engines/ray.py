@@ -23,7 +23,7 @@ from flatfleet.runtime.engines.ray_places import Placement
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import EngineError, EngineUrlError, HostDied, StoreError, StoreUnavailable, StoreUrlError
 from flatfleet.runtime.fleet import Fleet
-from flatfleet.runtime.routing import SPOT
+from flatfleet.runtime.policies.costs import SPOT
 from flatfleet.runtime.stores.ray_address import knock
 from flatfleet.runtime.stores.ray_cluster import check_installed, in_caller, joined, ray_module
 from flatfleet.runtime.stores.ray_url import RayUrl

@@ -11,7 +11,7 @@ from typing import Any
 from flatfleet.runtime.engines.hosts import Setup
 from flatfleet.runtime.engines.spec import EngineSpec
 from flatfleet.runtime.errors import EngineUrlError
-from flatfleet.runtime.routing import ON_DEMAND, SPOT
+from flatfleet.runtime.policies.costs import ON_DEMAND, SPOT
 
 logger = logging.getLogger(__name__)
 
